@@ -1,0 +1,330 @@
+"""Photometric actions: values, their random draws, and the vectors a world model reads.
+
+An action a_{x->y} leads from one view's photometry to another's [arXiv 2403.00504,
+section 3]. `Photometry` and `Action` are plain immutable values with units and ranges stated
+once; `draw_photometry` samples many at a time, every draw a function of (seed, epoch, sample
+index) alone; `encode_photometry` turns parameters into vectors and is differentiable.
+
+Shapes: K actions are `params [K, 2, 7]` (source and target photometry, columns as in
+`iwm.photometry.FIELDS`) and vectors `[K, A]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from iwm.config import STRENGTHS, ActionEncoding, PhotometryDistribution
+from iwm.errors import InvalidActionError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageT = TypeVar("ImageT")
+SampleKey = tuple[int, int]
+"""(epoch, index of the sample): with the seed, all that a random draw depends on."""
+
+VECTOR_SIZE: dict[ActionEncoding, int] = {"pair": 14, "difference": 10}
+"""Length A of an action vector, by encoding."""
+
+_MIN_FACTOR = 0.05
+_HUE_SCALE = 5.0
+_BLUR_SCALE = 0.5
+
+
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "brightness": (0.0, math.inf, "a factor of at least 0 (1 leaves the image as it is)"),
+    "contrast": (0.0, math.inf, "a factor of at least 0 (1 leaves the image as it is)"),
+    "saturation": (0.0, math.inf, "a factor of at least 0 (1 leaves the image as it is)"),
+    "hue": (-0.5, 0.5, "-0.5 to 0.5 turns"),
+    "blur": (0.0, math.inf, "a sigma of at least 0 pixels"),
+}
+
+
+def _number(name: str, value: Any) -> float:
+    low, high, words = _RANGES[name]
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidActionError(f"{name} is {value!r}; it must be {words}.") from error
+    if not math.isfinite(number) or not low <= number <= high:
+        raise InvalidActionError(f"{name} is {value!r}; it must be {words}.")
+    return number
+
+
+def _switch(name: str, value: Any) -> bool:
+    if value not in (True, False):
+        raise InvalidActionError(f"{name} is {value!r}; it must be True or False.")
+    return bool(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photometry:
+    """How a view looks, in absolute parameters; the default is the untouched image.
+
+    Attributes:
+        brightness: factor >= 0, 1 is the identity.
+        contrast: factor >= 0 around the mean luma, 1 is the identity.
+        saturation: factor >= 0, 0 is colourless, 1 is the identity.
+        hue: rotation in turns, -0.5 to 0.5.
+        grayscale: whether the three channels are replaced by their luma.
+        blur: sigma of a Gaussian in pixels of the model's input, >= 0.
+        solarize: whether values of at least 0.5 are inverted.
+
+    Raises:
+        InvalidActionError: a parameter that is not a number, or outside its range.
+
+    >>> Photometry(brightness=1.4, grayscale=True)
+    Photometry(brightness=1.4, grayscale=True)
+    """
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    grayscale: bool = False
+    blur: float = 0.0
+    solarize: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation", "hue", "blur"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        for name in ("grayscale", "solarize"):
+            object.__setattr__(self, name, _switch(name, getattr(self, name)))
+
+    @property
+    def params(self) -> tuple[float, ...]:
+        """The seven parameters as floats, in the order of `iwm.photometry.FIELDS`."""
+        return tuple(float(v) for v in dataclasses.astuple(self))
+
+    @classmethod
+    def from_params(cls, params: Sequence[float] | Tensor) -> Photometry:
+        """The inverse of `params`."""
+        b, c, s, h, g, blur, sol = (float(p) for p in params)
+        return cls(brightness=b, contrast=c, saturation=s, hue=h, grayscale=bool(g), blur=blur, solarize=bool(sol))
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether this is the untouched image."""
+        return self == CLEAN
+
+    def __str__(self) -> str:
+        return ", ".join(_described(self)) or "clean"
+
+    def __repr__(self) -> str:
+        return f"Photometry({', '.join(_described(self))})"
+
+
+CLEAN = Photometry()
+"""The photometry of an untouched image."""
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Action:
+    """What leads from a source view to a target view; the constructor's source is clean.
+
+    >>> Action(brightness=1.4, hue=0.1)
+    Action(brightness=1.4, hue=0.1)
+    >>> Action(brightness=2.0).inverse()
+    Action.between(Photometry(brightness=2.0), Photometry())
+    >>> Action(hue=0.7)
+    Traceback (most recent call last):
+        ...
+    iwm.errors.InvalidActionError: hue is 0.7; it must be -0.5 to 0.5 turns.
+
+    Args:
+        brightness, contrast, saturation, hue, grayscale, blur, solarize: the target's
+            `Photometry`; see there for units and ranges.
+    """
+
+    source: Photometry
+    target: Photometry
+
+    def __init__(
+        self,
+        *,
+        brightness: float = 1.0,
+        contrast: float = 1.0,
+        saturation: float = 1.0,
+        hue: float = 0.0,
+        grayscale: bool = False,
+        blur: float = 0.0,
+        solarize: bool = False,
+    ) -> None:
+        target = Photometry(
+            brightness=brightness, contrast=contrast, saturation=saturation, hue=hue,
+            grayscale=grayscale, blur=blur, solarize=solarize,
+        )  # fmt: skip
+        object.__setattr__(self, "source", CLEAN)
+        object.__setattr__(self, "target", target)
+
+    @classmethod
+    def between(cls, source: Photometry, target: Photometry) -> Action:
+        """The action from a view of `source` photometry to one of `target` photometry."""
+        for value in (source, target):
+            if not isinstance(value, Photometry):
+                raise InvalidActionError(
+                    f"Action.between takes two Photometry values, not {type(value).__name__}; "
+                    "write Action.between(Photometry(brightness=2), Photometry())."
+                )
+        action = cls()
+        object.__setattr__(action, "source", source)
+        object.__setattr__(action, "target", target)
+        return action
+
+    @classmethod
+    def sample(
+        cls, n: int, strength: Literal["strong", "paper"] = "strong", *, seed: int = 0
+    ) -> list[Action]:
+        """Draw `n` actions from a clean source, as training draws its views.
+
+        Args:
+            n: how many, >= 0.
+            strength: `paper` [App. A.1] or `strong` [table S2].
+            seed: the same seed gives the same actions.
+        """
+        if strength not in STRENGTHS:
+            raise InvalidActionError(f'Unknown strength "{strength}".{nearest(strength, STRENGTHS)}')
+        if n < 0:
+            raise InvalidActionError(f"Action.sample needs n >= 0, not {n}.")
+        params = draw_photometry(STRENGTHS[strength], seed=seed, keys=[(0, i) for i in range(n)])
+        return [cls.between(CLEAN, Photometry.from_params(row)) for row in params]
+
+    def inverse(self) -> Action:
+        """The way back: from the target to the source."""
+        return Action.between(self.target, self.source)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether source and target are the same view."""
+        return self.source == self.target
+
+    def apply(self, image: ImageT) -> ImageT:
+        """Transform pixels, and return the kind that was given.
+
+        Args:
+            image: PIL image, HWC uint8 array, or `[3, H, W]` / `[B, 3, H, W]` tensor (uint8,
+                or float in [0, 1]). Blur counts in pixels of this very image.
+
+        Raises:
+            InvalidActionError: the source is not clean: pixels hold no way back in general.
+            InvalidImageError: not an image of one of these kinds.
+        """
+        if not self.source.is_clean:
+            raise InvalidActionError(
+                f"{self!r} starts from a transformed view, and pixels cannot be un-transformed. "
+                "Apply it to a latent (model.apply_action), or build it with a clean source."
+            )
+        from iwm.images import apply_photometry
+
+        return apply_photometry(image, self.target)
+
+    def __str__(self) -> str:
+        return str(self.target) if self.source.is_clean else f"({self.source}) -> ({self.target})"
+
+    def __repr__(self) -> str:
+        if self.source.is_clean:
+            return f"Action({', '.join(_described(self.target))})"
+        return f"Action.between({self.source!r}, {self.target!r})"
+
+
+def stack_actions(actions: Iterable[Action]) -> Tensor:
+    """Parameters `[K, 2, 7]` float32 of K actions.
+
+    Raises:
+        InvalidActionError: an element is not an `Action`.
+    """
+    import torch
+
+    rows = []
+    for action in actions:
+        if not isinstance(action, Action):
+            raise InvalidActionError(
+                f"Expected iwm.Action, got {type(action).__name__}; write iwm.Action(brightness=1.4)."
+            )
+        rows.append((action.source.params, action.target.params))
+    return torch.tensor(rows, dtype=torch.float32).view(-1, 2, 7)
+
+
+def encode_photometry(params: Tensor, encoding: ActionEncoding = "pair") -> Tensor:
+    """Action vectors that a predictor reads; differentiable in the continuous parameters.
+
+    `pair` holds, for source and target, the logarithms of the three factors (clamped at 0.05
+    from below), 5 x hue, grayscale, sigma / 2 and solarize: 14 numbers. `difference` holds
+    half the difference of the first four, target minus source, and for both views whether
+    each destructive operation was applied [section 3]: 10 numbers. All are about [-1, 1] for
+    the distributions of training.
+
+    Args:
+        params: `[K, 2, 7]`, source and target photometry.
+        encoding: see above.
+
+    Returns:
+        `[K, 14]` or `[K, 10]`.
+    """
+    import torch
+
+    factors = params[..., :3].clamp_min(_MIN_FACTOR).log()
+    hue = params[..., 3:4] * _HUE_SCALE
+    jitter = torch.cat((factors, hue), dim=-1)
+    gray, blur, solarize = params[..., 4:5], params[..., 5:6], params[..., 6:7]
+    if encoding == "pair":
+        views = torch.cat((jitter, gray, blur * _BLUR_SCALE, solarize), dim=-1)
+        return views.flatten(1)
+    difference = (jitter[:, 1] - jitter[:, 0]) * 0.5
+    flags = torch.cat((gray, (blur > 0).to(params.dtype), solarize), dim=-1)
+    return torch.cat((difference, flags.flatten(1)), dim=-1)
+
+
+def draw_photometry(
+    distribution: PhotometryDistribution, *, seed: int, keys: Sequence[SampleKey], stream: int = 0
+) -> Tensor:
+    """Random photometries, `[n, 7]` float32, one per sample.
+
+    Args:
+        distribution: what to draw from.
+        seed, keys, stream: every draw is a function of the seed, its sample's (epoch, index)
+            and the stream alone, so that it replays bit for bit in any batch and on any
+            number of processes.
+    """
+    import torch
+
+    d = distribution
+    u = uniforms(seed, keys, stream=stream, count=9)
+    jitter = u[:, 0] < d.jitter_probability
+    params = torch.zeros(len(u), 7, dtype=torch.float64)
+    for column, strength in enumerate((d.brightness, d.contrast, d.saturation)):
+        low, high = max(0.0, 1.0 - strength), 1.0 + strength
+        params[:, column] = torch.where(jitter, low + (high - low) * u[:, 1 + column], 1.0)
+    params[:, 3] = torch.where(jitter, d.hue * (2.0 * u[:, 4] - 1.0), 0.0)
+    params[:, 4] = (u[:, 5] < d.grayscale_probability).double()
+    low, high = d.blur_sigma
+    params[:, 5] = torch.where(u[:, 6] < d.blur_probability, low + (high - low) * u[:, 7], 0.0)
+    params[:, 6] = (u[:, 8] < d.solarize_probability).double()
+    return params.float()
+
+
+def uniforms(seed: int, keys: Sequence[SampleKey], *, stream: int, count: int) -> Tensor:
+    """Independent uniforms in [0, 1), `[n, count]` float64, keyed by (seed, epoch, index, stream)."""
+    import numpy as np
+    import torch
+
+    rows = [np.random.default_rng((seed, *key, stream)).random(count) for key in keys]
+    return torch.from_numpy(np.stack(rows) if rows else np.zeros((0, count)))
+
+
+def _described(photometry: Photometry) -> list[str]:
+    """`name=value` for every parameter away from its default."""
+    return [
+        f"{f.name}={_short(getattr(photometry, f.name))}"
+        for f in dataclasses.fields(Photometry)
+        if getattr(photometry, f.name) != f.default
+    ]
+
+
+def _short(value: float | bool) -> str:
+    """Eight significant digits: 1.4 held as float32 should read 1.4."""
+    return str(value) if isinstance(value, bool) else repr(float(f"{value:.8g}"))

@@ -1,0 +1,298 @@
+"""Frozen configurations that describe a world model, and their JSON form.
+
+Sizes follow the paper's nomenclature [arXiv 2403.00504, section 3.1]: a predictor is named
+by its depth and width. A `WorldModelConfig` is all that `config.json` of a checkpoint holds;
+training configurations contain it, never the reverse.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from iwm.errors import InvalidConfigError, nearest
+
+FORMAT = 1
+"""Version of `config.json` that this library writes; it reads this one and older ones."""
+
+Layout = Literal["append", "inplace"]
+Conditioning = Literal["feature", "adaln", "none"]
+ActionEncoding = Literal["pair", "difference"]
+Json = dict[str, Any]
+ConfigT = TypeVar("ConfigT")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `InvalidConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise InvalidConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """A ViT without class token, with fixed 2-D sin-cos positions [section 3.1].
+
+    Attributes:
+        width: token width D, divisible by 4 (sin-cos) and by `heads`.
+        depth: number of transformer blocks.
+        heads: attention heads, here and in the predictor.
+        patch_size: side of a patch in pixels.
+        image_size: side of the training images in pixels; other sizes rescale positions.
+        mlp_ratio: hidden width of the MLPs over `width`.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch_size: int = 16
+    image_size: int = 224
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch_size", "image_size"):
+            value = getattr(self, name)
+            require(1 <= value <= 16384, f"encoder.{name} is {value}; it must be 1 to 16384.")
+        require(0 < self.mlp_ratio <= 16, f"encoder.mlp_ratio is {self.mlp_ratio}; use 0 to 16.")
+        require(
+            self.width % 4 == 0 and self.width % self.heads == 0,
+            f"encoder.width {self.width} must be divisible by 4 and by heads ({self.heads}).",
+        )
+        require(
+            self.image_size % self.patch_size == 0,
+            f"encoder.image_size {self.image_size} is not divisible by patch_size "
+            f"{self.patch_size}; use {self.image_size // self.patch_size * self.patch_size or self.patch_size}.",
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a training image."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """The world model: a narrow ViT over latents [section 3.1, App. A].
+
+    Attributes:
+        width: embedding dimension (the paper's Y in IWM_{X,Y}).
+        depth: number of blocks (the paper's X).
+        layout: `append` puts one mask token per target position behind the context (the
+            paper's); `inplace` keeps one token per position of the grid.
+        conditioning: how the action enters: `feature` (the paper's default, section 4.2),
+            `adaln` (scale, shift and gate of every block), or `none`.
+        mlp_ratio: hidden width of the MLPs over `width`.
+    """
+
+    width: int = 384
+    depth: int = 18
+    layout: Layout = "append"
+    conditioning: Conditioning = "feature"
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth"):
+            value = getattr(self, name)
+            require(1 <= value <= 16384, f"predictor.{name} is {value}; it must be 1 to 16384.")
+        require(self.width % 4 == 0, f"predictor.width {self.width} must be divisible by 4.")
+        require(0 < self.mlp_ratio <= 16, f"predictor.mlp_ratio is {self.mlp_ratio}; use 0 to 16.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotometryDistribution:
+    """How random photometries are drawn; the paper's strengths are the defaults [App. A.1].
+
+    A jitter of strength s draws its factor uniformly from [max(0, 1 - s), 1 + s], hue from
+    [-s, s] turns. `jitter_probability` switches all four jitters of a view together.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    jitter_probability: float = 0.8
+    grayscale_probability: float = 0.2
+    blur_probability: float = 0.2
+    solarize_probability: float = 0.2
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            value = getattr(self, name)
+            require(0 <= value <= 10, f"jitter strength {name} is {value}; it must be 0 to 10.")
+        require(0 <= self.hue <= 0.5, f"jitter strength hue is {self.hue}; it must be 0 to 0.5.")
+        for name in ("jitter", "grayscale", "blur", "solarize"):
+            value = getattr(self, f"{name}_probability")
+            require(0 <= value <= 1, f"{name}_probability is {value}; it must be 0 to 1.")
+        low, high = self.blur_sigma
+        require(0 < low <= high, f"blur_sigma is {self.blur_sigma}; use 0 < low <= high.")
+
+    def replace(self, **changes: Any) -> "PhotometryDistribution":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def without_destructive(self) -> "PhotometryDistribution":
+        """The jitter alone: no grayscale, blur or solarize (the paper's target view)."""
+        return self.replace(grayscale_probability=0.0, blur_probability=0.0, solarize_probability=0.0)
+
+
+STRENGTHS: dict[str, PhotometryDistribution] = {
+    "paper": PhotometryDistribution(),
+    "strong": PhotometryDistribution(brightness=0.5, contrast=0.5, saturation=0.4, hue=0.2),
+}
+"""Named distributions: the paper's default (App. A.1) and its strong jitter (table S2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionConfig:
+    """How actions become vectors, and which ones the model was trained on.
+
+    Attributes:
+        encoding: `pair` holds both views' parameters; `difference` the jitter difference and
+            the destructive flags, as the paper words it [section 3].
+        distribution: what source views were drawn from in training.
+        symmetric: whether targets had the destructive operations too, so that the model can
+            apply them and not only undo them.
+    """
+
+    encoding: ActionEncoding = "difference"
+    distribution: PhotometryDistribution = field(default_factory=PhotometryDistribution)
+    symmetric: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """From an image to the model's input: shorter side to `resize`, centre crop of `size`.
+
+    `mean` and `std` normalise pixels in [0, 1] channel by channel; the encoder does that
+    itself, so that every tensor a user sees is in [0, 1].
+    """
+
+    size: int = 224
+    resize: int = 256
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        require(1 <= self.size <= 16384, f"preprocess.size is {self.size}; it must be 1 to 16384.")
+        require(
+            self.size <= self.resize <= 4 * self.size,
+            f"preprocess.resize is {self.resize}; it must be {self.size} to {4 * self.size}.",
+        )
+        require(min(self.std) > 0, f"preprocess.std is {self.std}; every value must be positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """Everything `config.json` of a checkpoint says about a model.
+
+    Attributes:
+        name: what the model calls itself.
+        encoder, predictor, actions, preprocess: see their classes.
+        license: licence of the weights; the code is Apache-2.0.
+        recipe: the training configuration and the command that ran it, as plain JSON.
+        provenance: data, steps, wall time and machine, as plain JSON.
+        metrics: measured scores, each with the command that gives it, as plain JSON.
+        format: version of this file's layout.
+    """
+
+    name: str = "custom"
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    actions: ActionConfig = field(default_factory=ActionConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    license: str = "unspecified"
+    recipe: Json = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict)
+    metrics: Json = field(default_factory=dict)
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.format <= FORMAT,
+            f"config.json has format {self.format}, this iwm reads up to {FORMAT}. "
+            "Update the library: pip install --upgrade iwm",
+        )
+        require(
+            self.predictor.width % self.encoder.heads == 0,
+            f"predictor.width {self.predictor.width} must be divisible by encoder.heads "
+            f"({self.encoder.heads}): both use the same number of heads.",
+        )
+        require(
+            self.preprocess.size % self.encoder.patch_size == 0,
+            f"preprocess.size {self.preprocess.size} is not divisible by encoder.patch_size "
+            f"({self.encoder.patch_size}).",
+        )
+
+    def replace(self, **changes: Any) -> "WorldModelConfig":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The text of `config.json`."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "WorldModelConfig":
+        """Read `config.json`.
+
+        Raises:
+            InvalidConfigError: not JSON, an unknown field, a wrong type, an impossible value,
+                or a file written by a newer version.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise InvalidConfigError(f"config.json is not valid JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise InvalidConfigError("config.json must hold one JSON object.")
+        version = data.get("format", FORMAT)
+        if isinstance(version, int) and version > FORMAT:
+            # Before anything else: a newer file may have fields that we cannot judge.
+            require(
+                False,
+                f"config.json has format {version}, this iwm reads up to {FORMAT}. "
+                "Update the library: pip install --upgrade iwm",
+            )
+        return from_dict(cls, data)
+
+
+def to_json(config: Any) -> str:
+    """Any configuration dataclass as indented JSON, ending in a newline."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(cls: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
+    """Build a configuration dataclass from plain JSON values, checking names and types.
+
+    Strings are read as numbers or booleans where a field asks for one, so that the same
+    function serves the command line.
+
+    Raises:
+        InvalidConfigError: with the dotted path of the field at fault.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    check_names(cls, data)
+    try:
+        return TypeAdapter(cls).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        where = f"{path} is {first['input']!r}: " if path else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidConfigError(f"{where}{message}") from error
+
+
+def check_names(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise `InvalidConfigError` for the first key of `data` that `cls` does not have."""
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in data.items():
+        if key not in known:
+            names = [prefix + name for name in known]
+            raise InvalidConfigError(f'No field "{prefix}{key}".{nearest(prefix + key, names)}')
+        kind = known[key].type
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise InvalidConfigError(f"{prefix}{key} must hold fields, not {value!r}.")
+            check_names(kind, value, f"{prefix}{key}.")

@@ -1,0 +1,72 @@
+"""The exceptions iwm raises, one small tree.
+
+Every class also subclasses the builtin a caller would naturally catch, so that
+`except ValueError` and `except OSError` keep working. Messages say what was wrong and
+what to type next; `nearest` writes the "did you mean" part.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class IWMError(Exception):
+    """Base class of everything iwm raises on purpose."""
+
+
+class UnknownModelError(IWMError, ValueError):
+    """No zoo entry, folder or repository has this name."""
+
+
+class UnknownTaskError(IWMError, ValueError):
+    """The model has no head for this task."""
+
+
+class WeightsUnavailableError(IWMError, OSError):
+    """The name is known, but its weights cannot be had here."""
+
+
+class IntegrityError(IWMError, OSError):
+    """A file is not, byte for byte, what it should be."""
+
+
+class IncompatibleWeightsError(IWMError, ValueError):
+    """Weights that do not fit the model: missing, unexpected or misshapen tensors."""
+
+
+class IncompatibleLatentError(IWMError, ValueError):
+    """Latents of different encoders, grids or widths were mixed."""
+
+
+class InvalidConfigError(IWMError, ValueError):
+    """A configuration with an unknown field, a wrong type or an impossible value."""
+
+
+class InvalidActionError(IWMError, ValueError):
+    """A photometry or action outside its range, or a batch that does not pair up."""
+
+
+class InvalidImageError(IWMError, ValueError):
+    """Something that cannot be read as an image."""
+
+
+class InvalidDataError(IWMError, ValueError):
+    """A data folder that cannot be trained or evaluated on."""
+
+
+class SaveError(IWMError, OSError):
+    """A file could not be written; what was there before is untouched."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """The tail of an error message about a word that is not among `options`.
+
+    >>> nearest("iwm-tyni", ["iwm-tiny", "iwm-equi-18-384"])
+    ' Did you mean "iwm-tiny"?'
+    >>> nearest("zzz", ["b", "a"])
+    ' Choose from: a, b.'
+    """
+    known = sorted(set(options))
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.55)
+    if close:
+        return " Did you mean " + " or ".join(f'"{c}"' for c in close) + "?"
+    return f" Choose from: {', '.join(known)}." if known else ""

@@ -1,0 +1,223 @@
+"""From whatever a user has to what the model reads, and back.
+
+Accepted everywhere: a path, a PIL image, an HWC uint8 array, a `[3, H, W]` or `[B, 3, H, W]`
+tensor (uint8, or float in [0, 1]), or a list of these. EXIF orientation is honoured, alpha is
+composited on white, and grayscale, palette, CMYK and 16-bit images become RGB.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from iwm.actions import ImageT, Photometry
+from iwm.config import PreprocessConfig
+from iwm.errors import InvalidImageError
+from iwm.photometry import transform
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
+Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
+
+_KINDS = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] tensor"
+
+
+class Preprocess:
+    """Resize the shorter side, crop the centre: any image to `[3, size, size]` in [0, 1].
+
+    A tensor whose sides already are the model's size passes as it is.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: PreprocessConfig) -> None:
+        self.config = config
+
+    @property
+    def size(self) -> int:
+        """Side of the model's input in pixels."""
+        return self.config.size
+
+    def __call__(self, images: Images) -> Tensor:
+        """Prepare a batch `[B, 3, size, size]` of float32 in [0, 1], on the CPU or where the tensors are.
+
+        Raises:
+            InvalidImageError: one of them cannot be read as an image; the message names it.
+        """
+        prepared = [self.one(image) for image in iterate(images)]
+        if not prepared:
+            raise InvalidImageError(f"No images were given; expected {_KINDS}, or a list of these.")
+        return torch.stack(prepared)
+
+    def one(self, image: ImageLike) -> Tensor:
+        """Prepare a single image, `[3, size, size]`."""
+        if isinstance(image, Tensor):
+            pixels = _tensor_pixels(image)
+            if pixels.shape[1:] == (self.size, self.size):
+                return pixels
+            return self._resize_tensor(pixels)
+        return to_tensor(self._resize(open_rgb(image)))
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        width, height = _shorter_side(image.width, image.height, self.config.resize)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def _resize_tensor(self, pixels: Tensor) -> Tensor:
+        width, height = _shorter_side(pixels.shape[2], pixels.shape[1], self.config.resize)
+        resized = F.interpolate(
+            pixels[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False
+        )[0].clamp_(0.0, 1.0)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        return resized[:, top : top + self.size, left : left + self.size]
+
+
+def iterate(images: Images) -> Iterator[ImageLike]:
+    """One image at a time from anything a user may pass; nothing is read before it is asked for."""
+    if isinstance(images, Tensor):
+        if images.ndim == 4:
+            yield from images
+        else:
+            yield images
+    elif isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+        yield images
+    elif isinstance(images, Iterable):
+        yield from images
+    else:
+        raise InvalidImageError(f"Cannot read a {type(images).__name__} as an image; expected {_KINDS}.")
+
+
+def open_rgb(image: ImageLike) -> Image.Image:
+    """Any single image but a tensor as an upright RGB PIL image.
+
+    Raises:
+        InvalidImageError: a missing or corrupt file, an array of another shape or type.
+    """
+    if isinstance(image, Image.Image):
+        return _to_rgb(image, "image")
+    if isinstance(image, np.ndarray):
+        return _to_rgb(_from_array(image), "array")
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path) as opened:
+                    return _to_rgb(opened, str(path))
+        except InvalidImageError:
+            raise
+        except FileNotFoundError as error:
+            raise InvalidImageError(f"No such image file: {path}") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise InvalidImageError(
+                f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first."
+            ) from error
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InvalidImageError(f"Cannot read {path} as an image: {error}") from error
+    raise InvalidImageError(f"Cannot read a {type(image).__name__} as an image; expected {_KINDS}.")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB PIL image to `[3, H, W]` float32 in [0, 1]."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float().div_(255.0)
+
+
+def to_pil(pixels: Tensor) -> Image.Image:
+    """`[3, H, W]` floats in [0, 1] to an RGB PIL image."""
+    array = pixels.detach().mul(255.0).round_().clamp_(0, 255).to(torch.uint8)
+    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def apply_photometry(image: ImageT, photometry: Photometry) -> ImageT:
+    """Transform the pixels of one image, or of a batch tensor, and return the kind given.
+
+    Raises:
+        InvalidImageError: not an image that `iwm.Action.apply` takes.
+    """
+    params = torch.tensor([photometry.params])
+    if isinstance(image, Tensor):
+        batch = image if image.ndim == 4 else image[None]
+        pixels = torch.stack([_tensor_pixels(one) for one in batch]) if len(batch) else batch
+        out = transform(pixels, params.expand(len(batch), -1))
+        if image.dtype == torch.uint8:
+            out = out.mul(255.0).round_().to(torch.uint8)
+        return cast(ImageT, out.to(image.dtype).view(image.shape))
+    if isinstance(image, Image.Image | np.ndarray):
+        moved = to_pil(transform(to_tensor(open_rgb(image))[None], params)[0])
+        return cast(ImageT, np.asarray(moved) if isinstance(image, np.ndarray) else moved)
+    raise InvalidImageError(
+        f"Action.apply takes a PIL image, an HWC uint8 array or a tensor, not {type(image).__name__}; "
+        "open a file first with PIL.Image.open."
+    )
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            return _from_deep(image, name)
+        if image.mode == "RGB":
+            return image.copy() if image.readonly else image
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image).convert("RGB")
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InvalidImageError(f"Cannot read {name} as an image: {error}") from error
+
+
+def _from_deep(image: Image.Image, name: str) -> Image.Image:
+    """16-bit and 32-bit integer images span 0 to 65535, float images 0 to 1."""
+    values = np.asarray(image, dtype=np.float64)
+    scale = 1.0 if image.mode == "F" else 65535.0
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > scale:
+        raise InvalidImageError(f"{name} has values outside 0 to {scale:g}; rescale it first.")
+    gray = np.rint(values / scale * 255.0).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB")
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    shape = "x".join(map(str, array.shape))
+    if array.dtype != np.uint8:
+        raise InvalidImageError(
+            f"Array of {array.dtype} and shape {shape}; expected uint8. "
+            "For floats in [0, 1] write (array * 255).round().astype('uint8')."
+        )
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4)):
+        if 0 in array.shape:
+            raise InvalidImageError(f"Array of shape {shape} has no pixels.")
+        return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    raise InvalidImageError(f"Array of shape {shape}; expected height x width x 3 (or 1, or 4) channels.")
+
+
+def _tensor_pixels(image: Tensor) -> Tensor:
+    """`[3, H, W]` float in [0, 1], checked."""
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise InvalidImageError(f"Tensor of shape {list(image.shape)}; expected [3, H, W] or [B, 3, H, W].")
+    if image.dtype == torch.uint8:
+        return image.float().div_(255.0)
+    if not image.is_floating_point():
+        raise InvalidImageError(f"Tensor of {image.dtype}; expected uint8, or float in [0, 1].")
+    pixels = image.detach().float()
+    low, high = (float(v) for v in pixels.aminmax())
+    if not (low >= 0.0 and high <= 1.0):
+        hint = " Divide by 255, or pass uint8." if high > 1.5 else " Do not normalise: the model does that."
+        raise InvalidImageError(f"Float tensor with values from {low:g} to {high:g}; expected [0, 1].{hint}")
+    return pixels
+
+
+def _shorter_side(width: int, height: int, target: int) -> tuple[int, int]:
+    scale = target / min(width, height)
+    return max(round(width * scale), target), max(round(height * scale), target)

@@ -1,0 +1,174 @@
+"""The world model p_phi: latents and an action to predicted latents [arXiv 2403.00504].
+
+Two layouts. `append`, the paper's [section 3, App. A.1]: the context tokens are followed by
+one mask token per target position, and the output is read at the mask tokens. `inplace`, ours:
+one token per position of the grid; visible positions carry the projected source token, the
+others the mask token; the output is read everywhere.
+
+Three ways in for the action [section 4.2]. `feature`, the paper's default: tokens are
+concatenated with the action vector and mixed by a three-layer MLP with ReLU (in `append` the
+mask tokens, in `inplace` all tokens, as without masks there is no other place). `adaln`, after
+diffusion transformers: the action scales, shifts and gates every block. `none`: not at all,
+which makes the world model invariant by construction.
+
+Shape legend: B batch, N patches of the grid, V visible, T targets, D encoder width, P
+predictor width, A action vector.
+"""
+
+import torch
+from timm.layers import Mlp
+from timm.models.vision_transformer import Attention, Block
+from torch import Tensor, nn
+
+from iwm.actions import VECTOR_SIZE
+from iwm.config import WorldModelConfig
+from iwm.encoder import NORM_EPS, sincos_positions, take_tokens
+
+
+class Predictor(nn.Module):
+    """Predicts a target view's latents from a source view's and the action between them."""
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.config = config.predictor
+        self.train_grid = config.encoder.grid
+        width, heads = self.config.width, config.encoder.heads
+        action_size = VECTOR_SIZE[config.actions.encoding]
+        conditioning = self.config.conditioning
+
+        self.project_in = nn.Linear(config.encoder.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.mix = _mixer(width + action_size, width) if conditioning == "feature" else None
+        self.embed_action = _action_mlp(action_size, width) if conditioning == "adaln" else None
+        if conditioning == "adaln":
+            blocks = [AdaLNBlock(width, heads, self.config.mlp_ratio) for _ in range(self.config.depth)]
+        else:
+            blocks = [Block(width, heads, self.config.mlp_ratio, qkv_bias=True) for _ in range(self.config.depth)]
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.project_out = nn.Linear(width, config.encoder.width)
+
+    def forward(
+        self,
+        source: Tensor,
+        action: Tensor,
+        grid: tuple[int, int],
+        visible: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Predict target latents, not yet normalised.
+
+        Args:
+            source: tokens `[B, V, D]` of the source view.
+            action: vectors `[B, A]`.
+            grid: patches along height and width; N is their product.
+            visible: `[B, V]` positions of the source tokens; None says all N, in order.
+            targets: `[B, T]` positions to predict; None says all N, in order.
+
+        Returns:
+            `[B, T, D]`, in the order of `targets`.
+        """
+        positions_NP = sincos_positions(self.config.width, grid, self.train_grid, source.device)
+        context = self.project_in(source)
+        condition = None if self.embed_action is None else self.embed_action(action)
+        if self.config.layout == "append":
+            return self._append(context, action, condition, positions_NP, visible, targets)
+        return self._inplace(context, action, condition, positions_NP, visible, targets)
+
+    def _append(
+        self,
+        context_BVP: Tensor,
+        action_BA: Tensor,
+        condition_BP: Tensor | None,
+        positions_NP: Tensor,
+        visible: Tensor | None,
+        targets: Tensor | None,
+    ) -> Tensor:
+        mask_BTP = self.mask_token + _positions_at(positions_NP, targets, len(context_BVP))
+        x = torch.cat(
+            (
+                context_BVP + _positions_at(positions_NP, visible, len(context_BVP)),
+                self._mix(mask_BTP, action_BA),
+            ),
+            dim=1,
+        )
+        x = self._run(x, condition_BP)[:, context_BVP.shape[1] :]
+        return self._project_out(x)
+
+    def _inplace(
+        self,
+        context_BVP: Tensor,
+        action_BA: Tensor,
+        condition_BP: Tensor | None,
+        positions_NP: Tensor,
+        visible: Tensor | None,
+        targets: Tensor | None,
+    ) -> Tensor:
+        if visible is None:
+            x = context_BVP
+        else:
+            x = self.mask_token.to(context_BVP.dtype).repeat(len(context_BVP), len(positions_NP), 1)
+            index = visible.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+            x = x.scatter(1, index, context_BVP)
+        x = self._mix(x + positions_NP, action_BA)
+        x = self._run(x, condition_BP)
+        if targets is not None:
+            x = take_tokens(x, targets)
+        return self._project_out(x)
+
+    def _mix(self, tokens_BTP: Tensor, action_BA: Tensor) -> Tensor:
+        """Feature conditioning: concatenate the action to every token and mix."""
+        if self.mix is None:
+            return tokens_BTP
+        spread = action_BA.to(tokens_BTP.dtype).unsqueeze(1).expand(-1, tokens_BTP.shape[1], -1)
+        mixed: Tensor = self.mix(torch.cat((tokens_BTP, spread), dim=-1))
+        return mixed
+
+    def _run(self, x: Tensor, condition_BP: Tensor | None) -> Tensor:
+        for block in self.blocks:
+            x = block(x) if condition_BP is None else block(x, condition_BP)
+        return x
+
+    def _project_out(self, x: Tensor) -> Tensor:
+        out: Tensor = self.project_out(self.norm(x))
+        return out
+
+
+class AdaLNBlock(nn.Module):
+    """A transformer block whose two branches are scaled, shifted and gated by a condition.
+
+    With zero modulation weights it is a plain pre-norm block.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
+        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x_BTP: Tensor, condition_BP: Tensor) -> Tensor:
+        """`x` `[B, T, P]`, one condition `[B, P]` per sample."""
+        modulation = self.modulation(condition_BP).unsqueeze(1)
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
+        x_BTP = x_BTP + (1 + gate1) * self.attn(torch.addcmul(shift1, self.norm1(x_BTP), 1 + scale1))
+        return x_BTP + (1 + gate2) * self.mlp(torch.addcmul(shift2, self.norm2(x_BTP), 1 + scale2))
+
+
+def _mixer(size: int, width: int) -> nn.Sequential:
+    """The paper's three-layer network of widths d, d, d with ReLU [App. A.1]."""
+    return nn.Sequential(
+        nn.Linear(size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
+    )
+
+
+def _action_mlp(size: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+
+def _positions_at(positions_NP: Tensor, indices: Tensor | None, batch: int) -> Tensor:
+    """Positions `[B, T, P]` at `indices` `[B, T]`, or all N of them."""
+    if indices is None:
+        return positions_NP.expand(batch, -1, -1)
+    return positions_NP[indices]

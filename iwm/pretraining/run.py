@@ -1,0 +1,64 @@
+"""Run a pretraining configuration from a folder of images to a folder that `iwm.load` takes."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from iwm.checkpoint import save_model
+from iwm.config import to_json
+from iwm.pretraining.config import PretrainConfig
+from iwm.pretraining.task import PretrainTask
+from iwm.training.data import list_images
+from iwm.training.loop import prefer_plain_attention, resolve_device, train
+from iwm.training.run_folder import RunFolder
+
+
+def pretrain(
+    config: PretrainConfig, data: list[Path], out: Path, *, resume: bool = False, command: str = ""
+) -> bool:
+    """Pretrain a world model.
+
+    Args:
+        config: see `PretrainConfig`.
+        data: folders of images; subfolders are read, class names are not used.
+        out: the run folder, which is a model folder as well from the first checkpoint on.
+        resume: continue the run in `out`.
+        command: what the user typed, for the model's config.
+
+    Returns:
+        Whether all steps are done; False after an interruption, with a checkpoint left.
+    """
+    paths = list_images(data)
+    device = resolve_device(config.device)
+    run = RunFolder(out, config, resume=resume)
+    torch.manual_seed(config.seed)
+    task = PretrainTask(config).to(device)
+    if device.type == "cpu":
+        prefer_plain_attention(task)
+
+    def export(done: int, seconds: float) -> None:
+        recipe = json.loads(to_json(config))
+        del recipe["model"]
+        described = config.model.replace(
+            recipe=recipe | {"command": command},
+            provenance={
+                "images": len(paths),
+                "steps": done,
+                "images_seen": done * config.batch_size,
+                "hours": round(seconds / 3600, 3),
+                "machine": _machine(device),
+            },
+        )
+        save_model(out, described, task.model, task.student)
+
+    return train(task, paths, config.model.preprocess.size, config, run, export)
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"

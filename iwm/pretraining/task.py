@@ -1,0 +1,94 @@
+"""The pretraining task: a student encoder and a world model against an EMA teacher.
+
+L = mean over target tokens of the squared difference between the prediction
+p_phi(f_theta(x), a_{x->y}, m_a) and the teacher's encoding f_theta^EMA(y) of the target view
+[arXiv 2403.00504, section 3]. The paper sums over masked positions; a mean makes the learning
+rate independent of the grid. `append` predicts the masked positions, `inplace` all of them.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iwm.actions import SampleKey, encode_photometry
+from iwm.encoder import Encoder, take_tokens
+from iwm.pretraining.config import PretrainConfig
+from iwm.pretraining.masks import draw_masks
+from iwm.pretraining.views import make_views
+from iwm.training.schedules import ema_momentum
+from iwm.world_model import WorldModel
+
+
+class PretrainTask(nn.Module):
+    """Wraps a `WorldModel`, whose encoder is the teacher, with the student that is trained."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = WorldModel(config.model)
+        init_weights(self.model)
+        self.student = Encoder(config.model.encoder, config.model.preprocess)
+        self.student.load_state_dict(self.model.encoder.state_dict())
+        self.model.encoder.requires_grad_(False)
+
+    def trained(self) -> list[nn.Module]:
+        """The modules that the optimiser updates."""
+        return [self.student, self.model.predictor]
+
+    def loss(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one batch.
+
+        Args:
+            crops: `[B, 3, S, S]` uint8.
+            step: decides, with the seed, how much is masked.
+            keys: (epoch, index) of each sample; decide, with the seed, all other draws.
+
+        Returns:
+            The scalar loss, and `target_std`: the standard deviation of target tokens over the
+            batch, averaged over features. 0 is a collapse; 1 is all it can be.
+        """
+        config = self.config
+        seed = config.seed
+        with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
+            views = make_views(crops, config.model.actions, seed=seed, keys=keys)
+            action = encode_photometry(views.params, config.model.actions.encoding)
+        grid = self.student.grid_of(crops)
+        masks = draw_masks(config.masks, grid, seed=seed, step=step, keys=keys)
+        visible, masked = (None, None) if masks is None else (m.to(crops.device) for m in masks)
+        with torch.no_grad():
+            targets = self.model.encoder(views.target)
+        predicted_at = masked if config.model.predictor.layout == "append" else None
+        source = self.student(views.source, visible)
+        predictions = self.model.predictor(source, action, grid, visible, predicted_at)
+        if predicted_at is not None:
+            targets = take_tokens(targets, predicted_at)
+        loss = F.mse_loss(predictions.float(), targets.float())
+        return loss, {"target_std": targets.float().std(dim=0).mean()}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> dict[str, float]:
+        """Move the teacher towards the student, by a step that shrinks to nothing."""
+        momentum = ema_momentum(step, self.config.steps, self.config.ema)
+        teacher, student = list(self.model.encoder.parameters()), list(self.student.parameters())
+        torch._foreach_lerp_(teacher, student, 1.0 - momentum)
+        return {"ema": momentum}
+
+
+def init_weights(model: nn.Module) -> None:
+    """Truncated normal of deviation 0.02 for weights and the mask token, zero biases."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, parameter in named_tokens(model):
+        nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def named_tokens(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Learned tokens: parameters that belong to no layer."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("_token"):
+            yield name, parameter

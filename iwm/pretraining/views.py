@@ -1,0 +1,49 @@
+"""Source and target views of a batch of crops [arXiv 2403.00504, section 3, App. A.1].
+
+Both start from the same crop I'. The target gets a colour jitter, the source its own jitter and
+the destructive operations; a symmetric model gives the target those too, so that it learns to
+apply them and not only to undo them. The action leads from source to target.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iwm.actions import SampleKey, draw_photometry
+from iwm.config import ActionConfig
+from iwm.photometry import transform
+
+_SOURCE_STREAM = 4
+_TARGET_STREAM = 5
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch of training pairs.
+
+    Attributes:
+        source, target: pixels `[B, 3, H, W]` in [0, 1].
+        params: photometry of both, `[B, 2, 7]`.
+    """
+
+    source: Tensor
+    target: Tensor
+    params: Tensor
+
+
+def make_views(crops: Tensor, config: ActionConfig, *, seed: int, keys: Sequence[SampleKey]) -> Views:
+    """Draw and apply both photometries on the crops' device.
+
+    Args:
+        crops: `[B, 3, H, W]`, uint8.
+        config: the source's distribution, and whether the target's is the same.
+        seed, keys: every draw is a function of the seed and its sample's (epoch, index) alone.
+    """
+    target_distribution = config.distribution if config.symmetric else config.distribution.without_destructive()
+    source = draw_photometry(config.distribution, seed=seed, keys=keys, stream=_SOURCE_STREAM)
+    target = draw_photometry(target_distribution, seed=seed, keys=keys, stream=_TARGET_STREAM)
+    params = torch.stack((source, target), dim=1).to(crops.device)
+    pixels = crops.float() / 255.0
+    return Views(transform(pixels, params[:, 0]), transform(pixels, params[:, 1]), params)

@@ -1,0 +1,100 @@
+"""What every training run shares: data, optimiser, schedules, run folder.
+
+Values marked in `iwm.pretraining.recipes` as the paper's, the I-JEPA lineage's or ours.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from iwm.config import require
+
+Precision = Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How images are read and cropped.
+
+    Attributes:
+        crop_scale: range of the crop's share of the image area [App. A.1].
+        crop_aspect: range of its width over its height.
+        flip: probability of a horizontal flip.
+        workers: processes that decode; 0 decodes in the training process.
+    """
+
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    crop_aspect: tuple[float, float] = (0.75, 4.0 / 3.0)
+    flip: float = 0.5
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, f"data.crop_scale is {self.crop_scale}; use 0 < low <= high <= 1.")
+        low, high = self.crop_aspect
+        require(0 < low <= high, f"data.crop_aspect is {self.crop_aspect}; use 0 < low <= high.")
+        require(0 <= self.flip <= 1, f"data.flip is {self.flip}; it must be 0 to 1.")
+        require(0 <= self.workers <= 256, f"data.workers is {self.workers}; it must be 0 to 256.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedules; see `iwm.training.schedules` for their form.
+
+    Attributes:
+        lr: peak learning rate.
+        lr_start: learning rate at the first step of the warmup.
+        warmup: share of the steps over which the learning rate rises.
+        stretch: the cosine is laid out over this many times the steps, so that training
+            ends before it reaches zero [App. A.1].
+        betas: AdamW's averaging coefficients.
+        weight_decay, weight_decay_end: cosine from one to the other; none on biases and
+            other one-dimensional parameters.
+        clip: bound on the gradient norm; 0 is none.
+    """
+
+    lr: float = 1e-3
+    lr_start: float = 2e-4
+    warmup: float = 40 / 300
+    stretch: float = 1.25
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.lr <= 100, f"optim.lr is {self.lr}; it must be positive.")
+        require(0 <= self.lr_start <= self.lr, f"optim.lr_start is {self.lr_start}; use 0 to lr.")
+        require(0 <= self.warmup <= 1, f"optim.warmup is {self.warmup}; it must be 0 to 1.")
+        require(self.stretch >= 1, f"optim.stretch is {self.stretch}; it must be at least 1.")
+        require(self.clip >= 0, f"optim.clip is {self.clip}; it must be at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Length, seed and bookkeeping of a run.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: images a step.
+        seed: every random draw depends on it, on the epoch and on the sample alone.
+        device: `auto` (CUDA where there is one), or a torch device.
+        precision: `bf16` runs matrix products in bfloat16 under autocast.
+        log_every: steps between lines of `metrics.jsonl`.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "bf16"
+    log_every: int = 50
+    checkpoint_every: int = 500
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} is {value}; it must be at least 1.")
+        require(self.seed >= 0, f"seed is {self.seed}; it must be at least 0.")

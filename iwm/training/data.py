@@ -1,0 +1,138 @@
+"""Images from a folder to uint8 crops, in an order that replays exactly.
+
+A step's samples are a function of (seed, step) alone: position p = step * batch_size + i of an
+endless stream falls in epoch p // n, whose order is a permutation drawn from (seed, epoch). So
+a run resumes mid-epoch with nothing seen twice or skipped. The loader only decodes and crops
+[arXiv 2403.00504, App. A.1: random crop, horizontal flip]; pixels are changed later, in batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from iwm.actions import SampleKey
+from iwm.errors import InvalidDataError, InvalidImageError
+from iwm.images import open_rgb
+from iwm.training.config import RunConfig
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+_CROP_STREAM = 1
+
+log = logging.getLogger(__name__)
+
+
+def list_images(folders: str | Path | list[str] | list[Path]) -> list[Path]:
+    """All image files below one or several folders, sorted.
+
+    Raises:
+        InvalidDataError: a folder that does not exist or holds no images.
+    """
+    roots = [Path(f) for f in (folders if isinstance(folders, list) else [folders])]
+    found: list[Path] = []
+    for root in roots:
+        if not root.is_dir():
+            raise InvalidDataError(f"No such folder: {root}")
+        images = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        if not images:
+            raise InvalidDataError(
+                f"No images in {root}; looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too."
+            )
+        found += images
+    return found
+
+
+class CropDataset(Dataset[tuple[Tensor, int, int]]):
+    """Random crops `[3, size, size]` uint8, each a function of (seed, epoch, index).
+
+    An unreadable file is named in the log and its place taken by the next readable one.
+    """
+
+    def __init__(self, paths: list[Path], size: int, config: RunConfig) -> None:
+        self.paths = paths
+        self.size = size
+        self.config = config
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, int]:
+        epoch, index = key
+        image = self._open(index)
+        rng = np.random.default_rng((self.config.seed, epoch, index, _CROP_STREAM))
+        box = random_crop(image.width, image.height, self.config, rng)
+        crop = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+        if rng.random() < self.config.data.flip:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(np.array(crop)).permute(2, 0, 1), epoch, index
+
+    def _open(self, index: int) -> Image.Image:
+        for offset in range(len(self.paths)):
+            try:
+                return open_rgb(self.paths[(index + offset) % len(self.paths)])
+            except InvalidImageError as error:
+                log.warning("skipped: %s", error)
+        raise InvalidDataError("None of the images can be read; see the warnings above.")
+
+
+def random_crop(
+    width: int, height: int, config: RunConfig, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A random box (left, top, right, bottom) of the configured area and aspect that fits."""
+    data = config.data
+    for _ in range(10):
+        area = rng.uniform(*data.crop_scale) * width * height
+        aspect = math.exp(rng.uniform(*np.log(data.crop_aspect)))
+        w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if w <= width and h <= height:
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return left, top, left + w, top + h
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+class StepSampler(Sampler[list[SampleKey]]):
+    """Batches of sample keys from `first_step` to the last."""
+
+    def __init__(self, length: int, config: RunConfig, first_step: int = 0) -> None:
+        self.length = length
+        self.config = config
+        self.first_step = first_step
+
+    def __len__(self) -> int:
+        return self.config.steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        size = self.config.batch_size
+        for step in range(self.first_step, self.config.steps):
+            batch = []
+            for position in range(step * size, (step + 1) * size):
+                if position // self.length != epoch:
+                    epoch = position // self.length
+                    order = np.random.default_rng((self.config.seed, epoch)).permutation(self.length)
+                batch.append((epoch, int(order[position % self.length])))
+            yield batch
+
+
+def make_loader(
+    paths: list[Path], size: int, config: RunConfig, first_step: int = 0
+) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    """Loader of (crops `[B, 3, size, size]` uint8, epochs `[B]`, indices `[B]`) from `first_step` on."""
+    dataset = CropDataset(paths, size, config)
+    return DataLoader(
+        dataset,
+        batch_sampler=StepSampler(len(paths), config, first_step),
+        num_workers=config.data.workers,
+        prefetch_factor=4 if config.data.workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
