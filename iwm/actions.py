@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
+
 from iwm.config import STRENGTHS, ActionEncoding, PhotometryDistribution
 from iwm.errors import InvalidActionError, nearest
 
@@ -35,28 +37,29 @@ _HUE_SCALE = 5.0
 _BLUR_SCALE = 0.5
 
 
+_FACTOR = (0.0, 1000.0, "a factor of 0 to 1000 (1 leaves the image as it is)")
 _RANGES: dict[str, tuple[float, float, str]] = {
-    "brightness": (0.0, math.inf, "a factor of at least 0 (1 leaves the image as it is)"),
-    "contrast": (0.0, math.inf, "a factor of at least 0 (1 leaves the image as it is)"),
-    "saturation": (0.0, math.inf, "a factor of at least 0 (1 leaves the image as it is)"),
+    "brightness": _FACTOR,
+    "contrast": _FACTOR,
+    "saturation": _FACTOR,
     "hue": (-0.5, 0.5, "-0.5 to 0.5 turns"),
-    "blur": (0.0, math.inf, "a sigma of at least 0 pixels"),
+    "blur": (0.0, 1000.0, "a sigma of 0 to 1000 pixels (0 leaves the image as it is)"),
 }
 
 
 def _number(name: str, value: Any) -> float:
     low, high, words = _RANGES[name]
     try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise InvalidActionError(f"{name} is {value!r}; it must be {words}.") from error
-    if not math.isfinite(number) or not low <= number <= high:
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not low <= number <= high:
         raise InvalidActionError(f"{name} is {value!r}; it must be {words}.")
     return number
 
 
 def _switch(name: str, value: Any) -> bool:
-    if value not in (True, False):
+    if not isinstance(value, bool | int | float | np.bool_) or value not in (0, 1):
         raise InvalidActionError(f"{name} is {value!r}; it must be True or False.")
     return bool(value)
 
@@ -66,12 +69,12 @@ class Photometry:
     """How a view looks, in absolute parameters; the default is the untouched image.
 
     Attributes:
-        brightness: factor >= 0, 1 is the identity.
-        contrast: factor >= 0 around the mean luma, 1 is the identity.
-        saturation: factor >= 0, 0 is colourless, 1 is the identity.
+        brightness: factor of 0 to 1000, 1 is the identity.
+        contrast: factor of 0 to 1000 around the mean luma, 1 is the identity.
+        saturation: factor of 0 to 1000, 0 is colourless, 1 is the identity.
         hue: rotation in turns, -0.5 to 0.5.
         grayscale: whether the three channels are replaced by their luma.
-        blur: sigma of a Gaussian in pixels of the model's input, >= 0.
+        blur: sigma of a Gaussian in pixels of the model's input, 0 to 1000.
         solarize: whether values of at least 0.5 are inverted.
 
     Raises:
@@ -102,9 +105,13 @@ class Photometry:
 
     @classmethod
     def from_params(cls, params: Sequence[float] | Tensor) -> Photometry:
-        """The inverse of `params`."""
-        b, c, s, h, g, blur, sol = (float(p) for p in params)
-        return cls(brightness=b, contrast=c, saturation=s, hue=h, grayscale=bool(g), blur=blur, solarize=bool(sol))
+        """The inverse of `params`; float32 values read as the shortest decimals that give them."""
+        if len(params) != 7:
+            raise InvalidActionError(f"{len(params)} parameters; a photometry has 7.")
+        b, c, s, h, g, blur, sol = (float(str(np.float32(float(p)))) for p in params)
+        return cls(
+            brightness=b, contrast=c, saturation=s, hue=h, grayscale=bool(g), blur=blur, solarize=bool(sol)
+        )
 
     @property
     def is_clean(self) -> bool:
@@ -188,8 +195,8 @@ class Action:
         """
         if strength not in STRENGTHS:
             raise InvalidActionError(f'Unknown strength "{strength}".{nearest(strength, STRENGTHS)}')
-        if n < 0:
-            raise InvalidActionError(f"Action.sample needs n >= 0, not {n}.")
+        if n < 0 or seed < 0:
+            raise InvalidActionError(f"Action.sample needs n and seed of at least 0, not {n} and {seed}.")
         params = draw_photometry(STRENGTHS[strength], seed=seed, keys=[(0, i) for i in range(n)])
         return [cls.between(CLEAN, Photometry.from_params(row)) for row in params]
 
@@ -280,7 +287,7 @@ def encode_photometry(params: Tensor, encoding: ActionEncoding = "pair") -> Tens
 
 
 def draw_photometry(
-    distribution: PhotometryDistribution, *, seed: int, keys: Sequence[SampleKey], stream: int = 0
+    distribution: PhotometryDistribution, *, seed: int, keys: Sequence[SampleKey], stream: int = 7
 ) -> Tensor:
     """Random photometries, `[n, 7]` float32, one per sample.
 
@@ -309,7 +316,6 @@ def draw_photometry(
 
 def uniforms(seed: int, keys: Sequence[SampleKey], *, stream: int, count: int) -> Tensor:
     """Independent uniforms in [0, 1), `[n, count]` float64, keyed by (seed, epoch, index, stream)."""
-    import numpy as np
     import torch
 
     rows = [np.random.default_rng((seed, *key, stream)).random(count) for key in keys]
@@ -319,12 +325,7 @@ def uniforms(seed: int, keys: Sequence[SampleKey], *, stream: int, count: int) -
 def _described(photometry: Photometry) -> list[str]:
     """`name=value` for every parameter away from its default."""
     return [
-        f"{f.name}={_short(getattr(photometry, f.name))}"
+        f"{f.name}={getattr(photometry, f.name)!r}"
         for f in dataclasses.fields(Photometry)
         if getattr(photometry, f.name) != f.default
     ]
-
-
-def _short(value: float | bool) -> str:
-    """Eight significant digits: 1.4 held as float32 should read 1.4."""
-    return str(value) if isinstance(value, bool) else repr(float(f"{value:.8g}"))

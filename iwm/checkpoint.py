@@ -68,7 +68,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
 
 
-def save_model(folder: Path, config: WorldModelConfig, model: nn.Module, student: nn.Module | None = None) -> None:
+def save_model(
+    folder: Path, config: WorldModelConfig, model: nn.Module, student: nn.Module | None = None
+) -> None:
     """Write a model folder; the config comes last, so that a folder that has one is whole."""
     write_tensors(folder / WEIGHTS_FILE, _half(model.state_dict()))
     if student is not None:
@@ -116,7 +118,9 @@ def load_weights(path: Path, module: nn.Module) -> None:
     try:
         stored = load_file(path)
     except FileNotFoundError as error:
-        raise WeightsUnavailableError(f"No weights at {path}. Copy the whole folder, or save it again.") from error
+        raise WeightsUnavailableError(
+            f"No weights at {path}. Copy the whole folder, or save it again."
+        ) from error
     except (SafetensorError, OSError, ValueError) as error:
         raise IncompatibleWeightsError(f"{path} is not a readable safetensors file: {error}") from error
     expected = module.state_dict()

@@ -7,9 +7,10 @@ training configurations contain it, never the reverse.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from iwm.errors import InvalidConfigError, nearest
 
@@ -27,6 +28,12 @@ def require(condition: bool, message: str) -> None:
     """Raise `InvalidConfigError(message)` unless `condition` holds."""
     if not condition:
         raise InvalidConfigError(message)
+
+
+def require_choice(name: str, value: str, choices: Any) -> None:
+    """Raise `InvalidConfigError` unless `value` is one of a `Literal`'s."""
+    known = get_args(choices)
+    require(value in known, f'{name} is "{value}".{nearest(str(value), known)}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +98,8 @@ class PredictorConfig:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        require_choice("predictor.layout", self.layout, Layout)
+        require_choice("predictor.conditioning", self.conditioning, Conditioning)
         for name in ("width", "depth"):
             value = getattr(self, name)
             require(1 <= value <= 16384, f"predictor.{name} is {value}; it must be 1 to 16384.")
@@ -125,7 +134,7 @@ class PhotometryDistribution:
             value = getattr(self, f"{name}_probability")
             require(0 <= value <= 1, f"{name}_probability is {value}; it must be 0 to 1.")
         low, high = self.blur_sigma
-        require(0 < low <= high, f"blur_sigma is {self.blur_sigma}; use 0 < low <= high.")
+        require(0 < low <= high <= 1000, f"blur_sigma is {self.blur_sigma}; use 0 < low <= high <= 1000.")
 
     def replace(self, **changes: Any) -> "PhotometryDistribution":
         """A copy with some fields changed."""
@@ -159,6 +168,9 @@ class ActionConfig:
     distribution: PhotometryDistribution = field(default_factory=PhotometryDistribution)
     symmetric: bool = False
 
+    def __post_init__(self) -> None:
+        require_choice("actions.encoding", self.encoding, ActionEncoding)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
@@ -179,7 +191,11 @@ class PreprocessConfig:
             self.size <= self.resize <= 4 * self.size,
             f"preprocess.resize is {self.resize}; it must be {self.size} to {4 * self.size}.",
         )
-        require(min(self.std) > 0, f"preprocess.std is {self.std}; every value must be positive.")
+        require(all(map(math.isfinite, self.mean)), f"preprocess.mean is {self.mean}; use finite numbers.")
+        require(
+            all(0 < s < math.inf for s in self.std),
+            f"preprocess.std is {self.std}; every value must be positive and finite.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,12 +258,12 @@ class WorldModelConfig:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidConfigError(f"config.json is not valid JSON: {error}") from error
         if not isinstance(data, dict):
             raise InvalidConfigError("config.json must hold one JSON object.")
         version = data.get("format", FORMAT)
-        if isinstance(version, int) and version > FORMAT:
+        if str(version).isdecimal() and int(version) > FORMAT:
             # Before anything else: a newer file may have fields that we cannot judge.
             require(
                 False,

@@ -7,6 +7,9 @@ predictions share one space: tokens layer-normalised over features (eps 1e-6).
 Shape legend: B batch, N patches of the grid (H x W), V visible patches, D width.
 """
 
+import functools
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
@@ -17,6 +20,9 @@ from iwm.config import EncoderConfig, PreprocessConfig
 from iwm.errors import InvalidImageError
 
 NORM_EPS = 1e-6
+
+BlockNorm = functools.partial(nn.LayerNorm, eps=NORM_EPS)
+"""Norm of every block; said here because timm's default has changed between versions."""
 
 
 class Encoder(nn.Module):
@@ -37,10 +43,11 @@ class Encoder(nn.Module):
             img_size=None, patch_size=config.patch_size, embed_dim=config.width, strict_img_size=False
         )
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, qkv_bias=True) for _ in range(config.depth)
+            Block(config.width, config.heads, config.mlp_ratio, qkv_bias=True, norm_layer=BlockNorm)  # type: ignore[arg-type]
+            for _ in range(config.depth)
         )
-        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", _channels(preprocess.mean), persistent=False)
+        self.register_buffer("std", _channels(preprocess.std), persistent=False)
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """Encode a batch.
@@ -54,8 +61,10 @@ class Encoder(nn.Module):
             Tokens `[B, N, D]`, or `[B, V, D]` in the order of `visible`.
         """
         grid = self.grid_of(images)
-        x_BND = self.patch_embed((images - self.mean) / self.std)
-        x_BND = x_BND + sincos_positions(self.config.width, grid, self.config.grid, x_BND.device)
+        weight = self.patch_embed.proj.weight
+        x_BND = self.patch_embed((images.to(weight.dtype) - self.mean) / self.std)
+        # In the weights' dtype, so that under autocast the residual stream stays float32.
+        x_BND = x_BND + sincos_positions(self.config.width, grid, self.config.grid, weight)
         if visible is not None:
             x_BND = take_tokens(x_BND, visible)
         for block in self.blocks:
@@ -78,6 +87,11 @@ class Encoder(nn.Module):
         return height // patch, width // patch
 
 
+def _channels(values: tuple[float, float, float]) -> Tensor:
+    # On the CPU even where the model is built on the meta device: no file supplies these.
+    return torch.tensor(values, device="cpu").view(1, 3, 1, 1)
+
+
 def normalize_tokens(tokens: Tensor) -> Tensor:
     """Layer norm over features without affine parameters: the library's one latent space."""
     return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
@@ -88,12 +102,7 @@ def take_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-_positions: dict[tuple[int, tuple[int, int], int, torch.device], Tensor] = {}
-
-
-def sincos_positions(
-    width: int, grid: tuple[int, int], train_grid: int, device: torch.device | str = "cpu"
-) -> Tensor:
+def sincos_positions(width: int, grid: tuple[int, int], train_grid: int, like: Tensor) -> Tensor:
     """Fixed 2-D sin-cos positions `[H * W, width]`, row-major.
 
     The first half of the features encodes the row, the second the column, each as the sines
@@ -105,19 +114,23 @@ def sincos_positions(
         width: features, divisible by 4.
         grid: patches along height and width.
         train_grid: patches along one side of a training image.
-        device: where the result is needed; results are kept, they are small and few.
+        like: a tensor of the device and dtype to return.
     """
-    key = (width, grid, train_grid, torch.device(device))
-    if key not in _positions:
-        rows, columns = (
-            (torch.arange(n, dtype=torch.float64) + 0.5) * (train_grid / n) - 0.5 for n in grid
-        )
-        frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-        by_axis = [torch.outer(axis, frequencies) for axis in (rows, columns)]
-        row_DH, column_DW = (torch.cat((a.sin(), a.cos()), dim=1) for a in by_axis)
-        height, wide = grid
-        table = torch.cat(
-            (row_DH[:, None].expand(-1, wide, -1), column_DW[None].expand(height, -1, -1)), dim=-1
-        )
-        _positions[key] = table.flatten(0, 1).float().to(device)
-    return _positions[key]
+    return torch.from_numpy(_position_table(width, grid, train_grid)).to(like)
+
+
+@functools.lru_cache(maxsize=64)
+def _position_table(
+    width: int, grid: tuple[int, int], train_grid: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """In NumPy: a kept tensor would leak from under a tracer or a device context."""
+    frequencies = 10000.0 ** -(np.arange(width // 4) / (width // 4))
+    by_axis = []
+    for count in grid:
+        coordinates = (np.arange(count) + 0.5) * (train_grid / count) - 0.5
+        angles = np.outer(coordinates, frequencies)
+        by_axis.append(np.concatenate((np.sin(angles), np.cos(angles)), axis=1))
+    rows, columns = by_axis
+    height, wide = grid
+    table = np.concatenate((rows.repeat(wide, axis=0), np.tile(columns, (height, 1))), axis=1)
+    return table.astype(np.float32)

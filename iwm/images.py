@@ -7,7 +7,9 @@ composited on white, and grayscale, palette, CMYK and 16-bit images become RGB.
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,11 +23,14 @@ from torch import Tensor
 
 from iwm.actions import ImageT, Photometry
 from iwm.config import PreprocessConfig
-from iwm.errors import InvalidImageError
+from iwm.errors import InvalidDataError, InvalidImageError
 from iwm.photometry import transform
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
 Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+"""Files that count as images when a folder is listed."""
 
 _KINDS = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] tensor"
 
@@ -53,10 +58,8 @@ class Preprocess:
         Raises:
             InvalidImageError: one of them cannot be read as an image; the message names it.
         """
-        prepared = [self.one(image) for image in iterate(images)]
-        if not prepared:
-            raise InvalidImageError(f"No images were given; expected {_KINDS}, or a list of these.")
-        return torch.stack(prepared)
+        (batch,) = batched(iterate(images), sys.maxsize)
+        return torch.stack([self.one(image) for image in batch])
 
     def one(self, image: ImageLike) -> Tensor:
         """Prepare a single image, `[3, size, size]`."""
@@ -68,6 +71,7 @@ class Preprocess:
         return to_tensor(self._resize(open_rgb(image)))
 
     def _resize(self, image: Image.Image) -> Image.Image:
+        image = image.crop(_centre(image.width, image.height))
         width, height = _shorter_side(image.width, image.height, self.config.resize)
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -75,6 +79,8 @@ class Preprocess:
         return image.crop((left, top, left + self.size, top + self.size))
 
     def _resize_tensor(self, pixels: Tensor) -> Tensor:
+        left, top, right, bottom = _centre(pixels.shape[2], pixels.shape[1])
+        pixels = pixels[:, top:bottom, left:right]
         width, height = _shorter_side(pixels.shape[2], pixels.shape[1], self.config.resize)
         resized = F.interpolate(
             pixels[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False
@@ -96,6 +102,43 @@ def iterate(images: Images) -> Iterator[ImageLike]:
         yield from images
     else:
         raise InvalidImageError(f"Cannot read a {type(images).__name__} as an image; expected {_KINDS}.")
+
+
+def batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]:
+    """Lists of up to `size` images.
+
+    Raises:
+        InvalidImageError: there are none.
+    """
+    if size < 1:
+        raise ValueError(f"batch_size is {size}; it must be at least 1.")
+    stream = iter(images)
+    batch = list(itertools.islice(stream, size))
+    if not batch:
+        raise InvalidImageError(f"No images were given; expected {_KINDS}, or a list of these.")
+    while batch:
+        yield batch
+        batch = list(itertools.islice(stream, size))
+
+
+def list_images(folders: str | Path | list[str] | list[Path]) -> list[Path]:
+    """All image files below one or several folders, sorted.
+
+    Raises:
+        InvalidDataError: a folder that does not exist or holds no images.
+    """
+    roots = [Path(f) for f in (folders if isinstance(folders, list) else [folders])]
+    found: list[Path] = []
+    for root in roots:
+        if not root.is_dir():
+            raise InvalidDataError(f"No such folder: {root}")
+        images = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        if not images:
+            raise InvalidDataError(
+                f"No images in {root}; looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too."
+            )
+        found += images
+    return found
 
 
 def open_rgb(image: ImageLike) -> Image.Image:
@@ -142,6 +185,8 @@ def to_pil(pixels: Tensor) -> Image.Image:
 def apply_photometry(image: ImageT, photometry: Photometry) -> ImageT:
     """Transform the pixels of one image, or of a batch tensor, and return the kind given.
 
+    PIL images and arrays come back as RGB.
+
     Raises:
         InvalidImageError: not an image that `iwm.Action.apply` takes.
     """
@@ -155,7 +200,7 @@ def apply_photometry(image: ImageT, photometry: Photometry) -> ImageT:
         return cast(ImageT, out.to(image.dtype).view(image.shape))
     if isinstance(image, Image.Image | np.ndarray):
         moved = to_pil(transform(to_tensor(open_rgb(image))[None], params)[0])
-        return cast(ImageT, np.asarray(moved) if isinstance(image, np.ndarray) else moved)
+        return cast(ImageT, np.array(moved) if isinstance(image, np.ndarray) else moved)
     raise InvalidImageError(
         f"Action.apply takes a PIL image, an HWC uint8 array or a tensor, not {type(image).__name__}; "
         "open a file first with PIL.Image.open."
@@ -165,15 +210,17 @@ def apply_photometry(image: ImageT, photometry: Photometry) -> ImageT:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         image = ImageOps.exif_transpose(image)
+        if 0 in image.size:
+            raise InvalidImageError(f"The {name} of {image.width} x {image.height} has no pixels.")
         if image.mode.startswith(("I", "F")):
             return _from_deep(image, name)
-        if image.mode == "RGB":
-            return image.copy() if image.readonly else image
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             return Image.alpha_composite(white, image).convert("RGB")
-        return image.convert("RGB")
+        return image.convert("RGB")  # Also loads the pixels of a lazily opened file.
+    except InvalidImageError:
+        raise
     except (OSError, ValueError, SyntaxError) as error:
         raise InvalidImageError(f"Cannot read {name} as an image: {error}") from error
 
@@ -214,8 +261,20 @@ def _tensor_pixels(image: Tensor) -> Tensor:
     low, high = (float(v) for v in pixels.aminmax())
     if not (low >= 0.0 and high <= 1.0):
         hint = " Divide by 255, or pass uint8." if high > 1.5 else " Do not normalise: the model does that."
-        raise InvalidImageError(f"Float tensor with values from {low:g} to {high:g}; expected [0, 1].{hint}")
+        raise InvalidImageError(
+            f"Float tensor with values from {low:.8g} to {high:.8g}; expected [0, 1].{hint}"
+        )
     return pixels
+
+
+def _centre(width: int, height: int) -> tuple[int, int, int, int]:
+    """The box to keep of a very long image: no longer than four times its shorter side.
+
+    What lies beyond is cropped away in the end; enlarging it first would only take memory.
+    """
+    longest = 4 * min(width, height)
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return left, top, left + min(width, longest), top + min(height, longest)
 
 
 def _shorter_side(width: int, height: int, target: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ Shapes: images are `[B, 3, H, W]` floats in [0, 1]; a parameter is `[B]`; `param
 `[B, 7]` in the order of `FIELDS`. Samples at an operation's identity are returned bit for bit.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,8 @@ def transform(images: Tensor, params: Tensor) -> Tensor:
             pixels (0 is none), grayscale and solarize 0 or 1.
 
     Returns:
-        New images of the same shape and dtype; the input is not changed.
+        Images of the same shape and dtype, never changed in place; the very same tensor where
+        every photometry is the identity.
     """
     params = params.to(device=images.device, dtype=images.dtype)
     operations = (
@@ -97,7 +99,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     its sample as it is.
     """
     batch, channels, height, width = images.shape
-    radius = max(int(torch.ceil(4.0 * sigma.max()).item()), 1)
+    radius = min(max(math.ceil(4.0 * sigma.max().item()), 1), max(height, width) - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     # Each sample's own 4 sigma, so that a result never depends on the rest of its batch.
     inside = offsets.abs() <= torch.ceil(4.0 * sigma).unsqueeze(1)
@@ -112,7 +114,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
         pad = (reach, reach, 0, 0) if shape[0] == 1 else (0, 0, reach, reach)
         flat = F.pad(out, pad, mode="reflect").reshape(1, batch * channels, *_padded(out, pad))
         out = F.conv2d(flat, weight, groups=batch * channels).view(images.shape)
-    return out
+    return out.clamp_(0.0, 1.0)  # Rounding may leave 1 by a bit.
 
 
 def solarize(images: Tensor, on: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from iwm.actions import VECTOR_SIZE
 from iwm.config import WorldModelConfig
-from iwm.encoder import NORM_EPS, sincos_positions, take_tokens
+from iwm.encoder import NORM_EPS, BlockNorm, sincos_positions, take_tokens
 
 
 class Predictor(nn.Module):
@@ -40,11 +40,12 @@ class Predictor(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.mix = _mixer(width + action_size, width) if conditioning == "feature" else None
         self.embed_action = _action_mlp(action_size, width) if conditioning == "adaln" else None
-        if conditioning == "adaln":
-            blocks = [AdaLNBlock(width, heads, self.config.mlp_ratio) for _ in range(self.config.depth)]
-        else:
-            blocks = [Block(width, heads, self.config.mlp_ratio, qkv_bias=True) for _ in range(self.config.depth)]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(
+            AdaLNBlock(width, heads, self.config.mlp_ratio)
+            if conditioning == "adaln"
+            else Block(width, heads, self.config.mlp_ratio, qkv_bias=True, norm_layer=BlockNorm)  # type: ignore[arg-type]
+            for _ in range(self.config.depth)
+        )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.project_out = nn.Linear(width, config.encoder.width)
 
@@ -68,7 +69,8 @@ class Predictor(nn.Module):
         Returns:
             `[B, T, D]`, in the order of `targets`.
         """
-        positions_NP = sincos_positions(self.config.width, grid, self.train_grid, source.device)
+        weight = self.project_in.weight
+        positions_NP = sincos_positions(self.config.width, grid, self.train_grid, weight)
         context = self.project_in(source)
         condition = None if self.embed_action is None else self.embed_action(action)
         if self.config.layout == "append":
@@ -153,7 +155,8 @@ class AdaLNBlock(nn.Module):
         modulation = self.modulation(condition_BP).unsqueeze(1)
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
         x_BTP = x_BTP + (1 + gate1) * self.attn(torch.addcmul(shift1, self.norm1(x_BTP), 1 + scale1))
-        return x_BTP + (1 + gate2) * self.mlp(torch.addcmul(shift2, self.norm2(x_BTP), 1 + scale2))
+        moved: Tensor = (1 + gate2) * self.mlp(torch.addcmul(shift2, self.norm2(x_BTP), 1 + scale2))
+        return x_BTP + moved
 
 
 def _mixer(size: int, width: int) -> nn.Sequential:

@@ -1,15 +1,48 @@
-"""The Image World Model: an encoder, and a predictor that acts on its latents."""
+"""The Image World Model: an encoder, and a predictor that acts on its latents.
 
-from torch import nn
+Encoder outputs, training targets and predictions live in one space [arXiv 2403.00504,
+section 3]: tokens layer-normalised over features. So a prediction can be fed back as a source,
+compared with an encoding, pooled and stored.
+"""
 
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from iwm.actions import Action, encode_photometry, stack_actions
+from iwm.checkpoint import save_model
 from iwm.config import WorldModelConfig
-from iwm.encoder import Encoder
-from iwm.images import Preprocess
+from iwm.encoder import Encoder, normalize_tokens
+from iwm.errors import IncompatibleLatentError, InvalidActionError
+from iwm.images import ImageLike, Images, Preprocess, batched, iterate
+from iwm.latent import Latent
 from iwm.predictor import Predictor
+
+ACTION_BATCH = 256
+"""Predictions made at a time: bounds the memory of acting many times on one latent."""
 
 
 class WorldModel(nn.Module):
-    """Encoder, predictor and heads."""
+    """An encoder, a world model over its latents, and heads.
+
+    Made by `iwm.load` or `WorldModel.from_pretrained`; `WorldModel(config)` has random weights.
+    In eval mode; the high-level calls run without gradients, while `.encoder` and `.predictor`
+    are plain modules to train through.
+
+    Attributes:
+        config: the `WorldModelConfig`.
+        encoder: images in [0, 1] to tokens.
+        predictor: tokens and action vectors to predicted tokens.
+        heads: task heads by name.
+        preprocess: any image to the model's input; `.size` is its side in pixels.
+    """
 
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
@@ -18,4 +51,164 @@ class WorldModel(nn.Module):
         self.predictor = Predictor(config)
         self.heads = nn.ModuleDict()
         self.preprocess = Preprocess(config.preprocess)
+        self._space: str | None = None
+        init_weights(self)
         self.eval()
+
+    @torch.no_grad()
+    def encode(self, images: Images, batch_size: int = 64, progress: bool = False) -> Latent:
+        """Encode images.
+
+        Args:
+            images: a path, PIL image, HWC uint8 array, `[3, H, W]` or `[B, 3, H, W]` tensor
+                (uint8, or float in [0, 1]), or a list of these.
+            batch_size: images encoded at a time.
+            progress: show a progress bar.
+
+        Returns:
+            `Latent` with tokens `[B, N, D]`, on the model's device.
+
+        Raises:
+            InvalidImageError: one of them cannot be read; the message names it.
+        """
+        tokens = torch.cat(list(self._encode_batches(images, batch_size, progress)))
+        return Latent(tokens, self._grid, self.space)
+
+    @torch.no_grad()
+    def embed(self, images: Images, batch_size: int = 64, progress: bool = False) -> Tensor:
+        """One vector an image: tokens averaged over the grid, `[B, D]`.
+
+        Pools batch by batch, so memory does not grow with the number of patches. Arguments
+        and errors are those of `encode`.
+        """
+        return torch.cat(
+            [tokens.mean(dim=1) for tokens in self._encode_batches(images, batch_size, progress)]
+        )
+
+    @torch.no_grad()
+    def apply_action(self, latent: Latent, action: Action | Sequence[Action]) -> Latent:
+        """Transform latents without touching pixels: p_phi(z, a) [section 3].
+
+        Args:
+            latent: B source latents.
+            action: one action, for every latent; or a list: K actions on one latent give K
+                latents, B actions on B latents pair up.
+
+        Returns:
+            Predicted latents, in the same space, normalised like encodings.
+
+        Raises:
+            InvalidActionError: numbers that do not pair up, or something that is no action.
+            IncompatibleLatentError: a latent of another encoder.
+        """
+        if latent.space != self.space:
+            raise IncompatibleLatentError(
+                f"The latent was made by another encoder (space {latent.space}, this model's is "
+                f"{self.space}); encode the image with this model."
+            )
+        actions = [action] * len(latent) if isinstance(action, Action) else list(action)
+        if len(latent) != 1 and len(actions) != len(latent):
+            raise InvalidActionError(
+                f"{len(latent)} latents and {len(actions)} actions do not pair up; pass one action for "
+                "all, as many actions as latents, or a single latent."
+            )
+        if not actions or not len(latent):
+            raise InvalidActionError("Nothing to do: pass at least one latent and one action.")
+        vectors = self.encode_photometry(stack_actions(actions))
+        tokens = latent.tokens.to(self._like)
+        outputs = []
+        for start in range(0, len(actions), ACTION_BATCH):
+            chunk = vectors[start : start + ACTION_BATCH]
+            source = (
+                tokens[start : start + ACTION_BATCH] if len(latent) > 1 else tokens.expand(len(chunk), -1, -1)
+            )
+            outputs.append(normalize_tokens(self.predictor(source, chunk, latent.grid)))
+        return Latent(torch.cat(outputs), latent.grid, latent.space)
+
+    def predict(self, images: Images, action: Action | Sequence[Action]) -> Latent:
+        """Encode and act: `apply_action(encode(images), action)`."""
+        return self.apply_action(self.encode(images), action)
+
+    def encode_photometry(self, params: Tensor) -> Tensor:
+        """Action vectors as this model reads them; differentiable.
+
+        Args:
+            params: `[K, 2, 7]`, source and target photometry, columns as in
+                `iwm.photometry.FIELDS`.
+
+        Returns:
+            `[K, A]`, on the model's device, in its dtype.
+        """
+        return encode_photometry(params.to(self._like), self.config.actions.encoding)
+
+    @property
+    def space(self) -> str:
+        """Fingerprint of the encoder's weights: latents of one space may be mixed.
+
+        Taken from the weights in float16, as they are stored, when it is first asked for; the
+        same checkpoint has the same space at any dtype and on any device.
+        """
+        if self._space is None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.encoder.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
+            self._space = digest.hexdigest()[:16]
+        return self._space
+
+    def fix_space(self) -> None:
+        """Take the fingerprint now, before a cast to a dtype that would change it."""
+        self._space = self.space
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` (float16) into a folder.
+
+        Raises:
+            SaveError: the folder cannot be written; what was there before is untouched.
+        """
+        save_model(Path(folder), self.config, self)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        branch: Literal["teacher", "student"] = "teacher",
+    ) -> WorldModel:
+        """Load a model folder; see `iwm.load`, which takes zoo names too."""
+        from iwm.loading import load
+
+        return load(os.fspath(path_or_repo), device=device, dtype=dtype, branch=branch)
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the model's device and dtype."""
+        return self.predictor.project_in.weight
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        side = self.preprocess.size // self.config.encoder.patch_size
+        return side, side
+
+    def _encode_batches(self, images: Images, batch_size: int, progress: bool) -> Iterator[Tensor]:
+        stream: Iterable[ImageLike] = iterate(images)
+        if progress:
+            from iwm.display import track
+
+            stream = track(list(stream), "encoding")
+        for batch in batched(stream, batch_size):
+            yield self.encoder(self.preprocess(batch).to(self._like))
+
+
+def init_weights(model: nn.Module) -> None:
+    """Truncated normal of deviation 0.02 for weights and the mask token, zero biases."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_token"):
+            nn.init.trunc_normal_(parameter, std=0.02)

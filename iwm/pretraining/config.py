@@ -50,10 +50,11 @@ class PretrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.ema <= 1, f"ema is {self.ema}; it must be 0 to 1.")
+        size, patch = self.model.preprocess.size, self.model.encoder.patch_size
         require(
-            self.model.encoder.grid >= 2,
-            f"A grid of {self.model.encoder.grid} x {self.model.encoder.grid} patches leaves nothing to "
-            "mask; use a larger image_size or smaller patches.",
+            size // patch >= 2,
+            f"A grid of {size // patch} x {size // patch} patches leaves nothing to mask; use a larger "
+            "preprocess.size or smaller patches.",
         )
 
     def replace(self, **changes: Any) -> "PretrainConfig":

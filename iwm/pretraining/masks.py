@@ -2,8 +2,9 @@
 
 M_x is the union of rectangles of random area and aspect. The source loses those patches and
 the predictor predicts them. So that a batch is rectangular, all its samples keep the same
-number of patches, which depends on (seed, step) alone: it is what one reference draw leaves,
-and each sample's own union is trimmed or extended by a few random patches to match.
+number of patches, which depends on (seed, step) alone: it is what one reference draw leaves.
+Each sample takes, of several placements of the blocks, the one that comes nearest to it, and is
+trimmed or extended by the few random patches still needed.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from iwm.pretraining.config import MaskConfig
 
 _STEP_STREAM = 2
 _MASK_STREAM = 3
+_PLACEMENTS = 8
 
 
 def draw_masks(
@@ -34,7 +36,7 @@ def draw_masks(
         Sorted positions `[B, V]` (kept) and `[B, N - V]` (dropped), or None for a step
         without masks.
     """
-    step_rng = np.random.default_rng((seed, step, _STEP_STREAM))
+    step_rng = np.random.default_rng((seed, step, 0, _STEP_STREAM))
     if step_rng.random() < config.unmasked:
         return None
     height, width = grid
@@ -45,8 +47,10 @@ def draw_masks(
     order_keys = np.empty((len(keys), count))
     for row, key in enumerate(keys):
         rng = np.random.default_rng((seed, *key, _MASK_STREAM))
+        unions = [_union(sizes, grid, rng) for _ in range(_PLACEMENTS)]
+        nearest = min(unions, key=lambda union: abs(count - kept - int(union.sum())))
         # Visible patches sort before masked ones, in random order within each.
-        order_keys[row] = _union(sizes, grid, rng).reshape(-1) + rng.random(count)
+        order_keys[row] = nearest.reshape(-1) + rng.random(count)
     order = torch.from_numpy(np.argsort(order_keys, axis=1))
     return order[:, :kept].sort(dim=1).values, order[:, kept:].sort(dim=1).values
 

@@ -10,10 +10,11 @@ import torch
 
 from iwm.checkpoint import save_model
 from iwm.config import to_json
+from iwm.device import resolve_device
+from iwm.images import list_images
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
-from iwm.training.data import list_images
-from iwm.training.loop import prefer_plain_attention, resolve_device, train
+from iwm.training.loop import prefer_plain_attention, train
 from iwm.training.run_folder import RunFolder
 
 

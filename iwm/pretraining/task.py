@@ -6,7 +6,7 @@ p_phi(f_theta(x), a_{x->y}, m_a) and the teacher's encoding f_theta^EMA(y) of th
 rate independent of the grid. `append` predicts the masked positions, `inplace` all of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,6 @@ class PretrainTask(nn.Module):
         super().__init__()
         self.config = config
         self.model = WorldModel(config.model)
-        init_weights(self.model)
         self.student = Encoder(config.model.encoder, config.model.preprocess)
         self.student.load_state_dict(self.model.encoder.state_dict())
         self.model.encoder.requires_grad_(False)
@@ -65,30 +64,17 @@ class PretrainTask(nn.Module):
         if predicted_at is not None:
             targets = take_tokens(targets, predicted_at)
         loss = F.mse_loss(predictions.float(), targets.float())
-        return loss, {"target_std": targets.float().std(dim=0).mean()}
+        return loss, {"target_std": targets.float().std(dim=0, correction=0).mean()}
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:
         """Move the teacher towards the student, by a step that shrinks to nothing."""
         momentum = ema_momentum(step, self.config.steps, self.config.ema)
-        teacher, student = list(self.model.encoder.parameters()), list(self.student.parameters())
+        teacher, student = tensors(self.model.encoder), tensors(self.student)
         torch._foreach_lerp_(teacher, student, 1.0 - momentum)
         return {"ema": momentum}
 
 
-def init_weights(model: nn.Module) -> None:
-    """Truncated normal of deviation 0.02 for weights and the mask token, zero biases."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for name, parameter in named_tokens(model):
-        nn.init.trunc_normal_(parameter, std=0.02)
-
-
-def named_tokens(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Learned tokens: parameters that belong to no layer."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("_token"):
-            yield name, parameter
+def tensors(module: nn.Module) -> list[Tensor]:
+    """The parameters, as plain tensors."""
+    return [p.data for p in module.parameters()]

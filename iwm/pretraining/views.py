@@ -41,7 +41,9 @@ def make_views(crops: Tensor, config: ActionConfig, *, seed: int, keys: Sequence
         config: the source's distribution, and whether the target's is the same.
         seed, keys: every draw is a function of the seed and its sample's (epoch, index) alone.
     """
-    target_distribution = config.distribution if config.symmetric else config.distribution.without_destructive()
+    target_distribution = (
+        config.distribution if config.symmetric else config.distribution.without_destructive()
+    )
     source = draw_photometry(config.distribution, seed=seed, keys=keys, stream=_SOURCE_STREAM)
     target = draw_photometry(target_distribution, seed=seed, keys=keys, stream=_TARGET_STREAM)
     params = torch.stack((source, target), dim=1).to(crops.device)

@@ -66,6 +66,10 @@ class OptimConfig:
         require(0 <= self.lr_start <= self.lr, f"optim.lr_start is {self.lr_start}; use 0 to lr.")
         require(0 <= self.warmup <= 1, f"optim.warmup is {self.warmup}; it must be 0 to 1.")
         require(self.stretch >= 1, f"optim.stretch is {self.stretch}; it must be at least 1.")
+        require(all(0 <= b < 1 for b in self.betas), f"optim.betas is {self.betas}; use two of 0 to 1.")
+        for name in ("weight_decay", "weight_decay_end"):
+            value = getattr(self, name)
+            require(value >= 0, f"optim.{name} is {value}; it must be at least 0.")
         require(self.clip >= 0, f"optim.clip is {self.clip}; it must be at least 0.")
 
 

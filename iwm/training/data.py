@@ -24,33 +24,13 @@ from iwm.errors import InvalidDataError, InvalidImageError
 from iwm.images import open_rgb
 from iwm.training.config import RunConfig
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 _CROP_STREAM = 1
+_ORDER_STREAM = 6
 
 log = logging.getLogger(__name__)
 
 
-def list_images(folders: str | Path | list[str] | list[Path]) -> list[Path]:
-    """All image files below one or several folders, sorted.
-
-    Raises:
-        InvalidDataError: a folder that does not exist or holds no images.
-    """
-    roots = [Path(f) for f in (folders if isinstance(folders, list) else [folders])]
-    found: list[Path] = []
-    for root in roots:
-        if not root.is_dir():
-            raise InvalidDataError(f"No such folder: {root}")
-        images = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if not images:
-            raise InvalidDataError(
-                f"No images in {root}; looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too."
-            )
-        found += images
-    return found
-
-
-class CropDataset(Dataset[tuple[Tensor, int, int]]):
+class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Random crops `[3, size, size]` uint8, each a function of (seed, epoch, index).
 
     An unreadable file is named in the log and its place taken by the next readable one.
@@ -64,7 +44,7 @@ class CropDataset(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, int]:
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor, Tensor]:
         epoch, index = key
         image = self._open(index)
         rng = np.random.default_rng((self.config.seed, epoch, index, _CROP_STREAM))
@@ -72,7 +52,8 @@ class CropDataset(Dataset[tuple[Tensor, int, int]]):
         crop = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
         if rng.random() < self.config.data.flip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(np.array(crop)).permute(2, 0, 1), epoch, index
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+        return pixels, torch.tensor(epoch), torch.tensor(index)
 
     def _open(self, index: int) -> Image.Image:
         for offset in range(len(self.paths)):
@@ -119,7 +100,9 @@ class StepSampler(Sampler[list[SampleKey]]):
             for position in range(step * size, (step + 1) * size):
                 if position // self.length != epoch:
                     epoch = position // self.length
-                    order = np.random.default_rng((self.config.seed, epoch)).permutation(self.length)
+                    order = np.random.default_rng((self.config.seed, epoch, 0, _ORDER_STREAM)).permutation(
+                        self.length
+                    )
                 batch.append((epoch, int(order[position % self.length])))
             yield batch
 

@@ -16,9 +16,11 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from iwm.actions import SampleKey
+from iwm.device import resolve_device
 from iwm.errors import IWMError
 from iwm.training import schedules
 from iwm.training.config import RunConfig
@@ -87,7 +89,7 @@ def train(
         task.load_state_dict(state["task"])
         optimizer.load_state_dict(state["optimizer"])
         first_step, seconds = state["step"], state["seconds"]
-        run.forget_metrics_from(first_step)
+    run.forget_metrics_from(first_step)
     started = time.monotonic()
 
     def checkpoint(done: int) -> None:
@@ -110,19 +112,26 @@ def train(
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 loss, scalars = task.loss(crops.to(device, non_blocking=True), step, keys)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip or math.inf)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip or math.inf).item()
             value = loss.item()
-            if not math.isfinite(value):
+            if not (math.isfinite(value) and math.isfinite(norm)):
                 raise TrainingError(
-                    f"The loss is {value} at step {step}. {_good_checkpoint(run, saved)} Try a smaller optim.lr."
+                    f"The loss is {value} and its gradient norm {norm} at step {step}. "
+                    f"{_good_checkpoint(run, saved)} Try a smaller optim.lr."
                 )
             optimizer.step()
             after = task.after_step(step)
             done = step + 1
             progress.advance(value)
             if done % config.log_every == 0 or done == config.steps:
-                record = {"step": done, "loss": value, "lr": lr, "weight_decay": decay, "grad_norm": norm.item()}
+                record = {
+                    "step": done,
+                    "loss": value,
+                    "lr": lr,
+                    "weight_decay": decay,
+                    "grad_norm": norm,
+                }
                 record |= {k: v.item() for k, v in scalars.items()} | after
                 run.log(record | {"images_per_second": round(progress.images_per_second, 2)})
             if done % config.checkpoint_every == 0 or done == config.steps or stopped():
@@ -133,22 +142,6 @@ def train(
     return True
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        TrainingError: not a device, or one that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f'Cannot use device "{name}": {str(error).splitlines()[0]} Try --device cpu.') from error
-    return device
-
-
 def prefer_plain_attention(module: nn.Module) -> None:
     """On a CPU, attention over a few hundred tokens trains faster as plain matrix products.
 
@@ -156,23 +149,27 @@ def prefer_plain_attention(module: nn.Module) -> None:
     backward pass is the slow part.
     """
     for part in module.modules():
-        if hasattr(part, "fused_attn"):
-            part.fused_attn = False
+        if isinstance(part, Attention):
+            part.fused_attn = False  # type: ignore[misc]
 
 
 def _good_checkpoint(run: RunFolder, saved: int) -> str:
-    return f"The checkpoint of step {saved} in {run.path} is good." if run.has_state else "There is no checkpoint yet."
+    return (
+        f"The checkpoint of step {saved} in {run.path} is good."
+        if run.has_state
+        else "There is no checkpoint yet."
+    )
 
 
 @contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turn SIGINT and SIGTERM into a flag for the duration; a second one acts at once."""
     received: list[int] = []
-    previous: dict[int, Any] = {}
+    previous: dict[signal.Signals, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,6 +1,7 @@
 """AdamW with the decay groups that transformers are trained with."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,12 +14,14 @@ def adamw(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.Adam
 
     The first group decays, the second does not: biases, norms and the mask token (one vector).
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for module in modules:
         for parameter in module.parameters():
             if parameter.requires_grad:
-                (plain if parameter.squeeze().ndim <= 1 else decayed).append(parameter)
-    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+                one_vector = parameter.ndim <= 1 or parameter.shape[:-1] == (1, 1)
+                (plain if one_vector else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )

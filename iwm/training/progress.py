@@ -42,7 +42,9 @@ class Progress:
         now = time.monotonic()
         speed = self.batch_size / max(now - self._last, 1e-9)
         # A running mean: single steps vary with the number of visible tokens.
-        self.images_per_second = speed if self.images_per_second == 0 else 0.95 * self.images_per_second + 0.05 * speed
+        self.images_per_second = (
+            speed if self.images_per_second == 0 else 0.95 * self.images_per_second + 0.05 * speed
+        )
         self._last = now
         self.done += 1
         self._bar.update(self._task, advance=1, loss=loss, speed=self.images_per_second)

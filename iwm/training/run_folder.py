@@ -76,8 +76,8 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the resumable state, atomically."""
-        with atomic_write(self.path / STATE_FILE) as temporary:
-            torch.save(state, temporary)
+        with atomic_write(self.path / STATE_FILE) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def load_state(self) -> dict[str, Any]:
         """The last saved state."""

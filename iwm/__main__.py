@@ -1,0 +1,5 @@
+"""`python -m iwm`."""
+
+from iwm.cli.main import main
+
+main()

@@ -1,0 +1,225 @@
+"""Exact nearest-neighbour search over latents [arXiv 2403.00504, sections 4.1 and 4.3].
+
+The distance is Euclidean over all normalised patch tokens, the one by which the paper ranks
+predictions in a bank of transformed views.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from iwm.actions import Action
+from iwm.checkpoint import write_tensors
+from iwm.errors import (
+    IncompatibleLatentError,
+    IncompatibleWeightsError,
+    InvalidImageError,
+    WeightsUnavailableError,
+)
+from iwm.images import ImageLike, Images, iterate
+from iwm.latent import Latent
+from iwm.world_model import WorldModel
+
+Id = str | int
+_CHUNK = 4096
+_EXACT = "donot_use_mm_for_euclid_dist"
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """The nearest entries of a bank, nearest first, for every query.
+
+    Attributes:
+        ids: one list of k ids a query.
+        distances: `[B, k]` Euclidean distances.
+    """
+
+    ids: list[list[Id]]
+    distances: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[tuple[list[Id], list[float]]]:
+        """Ids and distances, query by query."""
+        return iter(zip(self.ids, self.distances.tolist(), strict=True))
+
+
+class Bank:
+    """A set of latents to search, in memory.
+
+    Args:
+        latents: M latents.
+        ids: what to call them; strings or integers, all different.
+    """
+
+    def __init__(self, latents: Latent, ids: Sequence[Id]) -> None:
+        self._latents = latents
+        self._ids: list[Id] = list(ids)
+        if len(self._ids) != len(latents):
+            raise IncompatibleLatentError(
+                f"{len(latents)} latents and {len(self._ids)} ids; give one id to each."
+            )
+        _check_unique(self._ids)
+
+    @classmethod
+    def from_latents(
+        cls, latents: Latent, ids: Sequence[Id] | None = None, *, dtype: torch.dtype | None = None
+    ) -> Bank:
+        """A bank of existing latents; ids default to their positions.
+
+        Args:
+            latents: M latents.
+            ids: one for each.
+            dtype: how to store them; `torch.float16` halves the memory.
+        """
+        return cls(latents.to(dtype or latents.tokens.dtype), range(len(latents)) if ids is None else ids)
+
+    @classmethod
+    def from_images(
+        cls,
+        model: WorldModel,
+        images: Images,
+        ids: Sequence[Id] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Bank:
+        """Encode images into a bank.
+
+        Args:
+            model: what encodes them.
+            images: as for `WorldModel.encode`.
+            ids: one for each; by default the paths, or positions where images have none.
+            dtype: how to store the latents; `torch.float16` halves the memory.
+            batch_size: images encoded at a time.
+            progress: show a progress bar.
+        """
+        items = list(iterate(images))
+        if ids is None:
+            paths = [os.fspath(i) if isinstance(i, str | os.PathLike) else None for i in items]
+            ids = [position if path is None else path for position, path in enumerate(paths)]
+        return cls.from_latents(model.encode(items, batch_size, progress), ids, dtype=dtype)
+
+    @classmethod
+    def from_views(
+        cls, model: WorldModel, image: ImageLike, actions: Sequence[Action], *, batch_size: int = 64
+    ) -> Bank:
+        """Transform the pixels of one image by each action and encode the views.
+
+        Args:
+            model: what encodes them.
+            image: one image.
+            actions: from a clean source; their positions are the ids.
+            batch_size: views encoded at a time.
+        """
+        single = list(iterate(image))
+        if len(single) != 1:
+            raise InvalidImageError(f"Bank.from_views takes one image, not {len(single)}.")
+        pixels = model.preprocess.one(single[0])
+        return cls.from_latents(model.encode((action.apply(pixels) for action in actions), batch_size))
+
+    @property
+    def ids(self) -> list[Id]:
+        """What the entries are called, in order."""
+        return list(self._ids)
+
+    @property
+    def latents(self) -> Latent:
+        """The entries, as stored."""
+        return self._latents
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __repr__(self) -> str:
+        return f"Bank({len(self)} x {self._latents!r})"
+
+    def add(self, latents: Latent, ids: Sequence[Id]) -> None:
+        """Append latents.
+
+        Raises:
+            IncompatibleLatentError: of another space or grid, or ids that are taken.
+        """
+        self._latents.check_matches(latents)
+        added = Bank(latents, ids)
+        _check_unique(self._ids + added._ids)
+        moved = latents.to(self._latents.tokens)
+        self._latents = Latent.cat((self._latents, moved))
+        self._ids += added._ids
+
+    def search(self, latent: Latent, k: int = 5) -> SearchResult:
+        """The k nearest entries to each query, fewer where the bank is smaller.
+
+        Args:
+            latent: B queries.
+            k: how many, at least 1.
+
+        Raises:
+            IncompatibleLatentError: a query of another space or grid.
+        """
+        self._latents.check_matches(latent)
+        if k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1.")
+        order = distances(latent.tokens, self._latents.tokens).topk(min(k, len(self)), largest=False)
+        ids = [[self._ids[i] for i in row] for row in order.indices.tolist()]
+        return SearchResult(ids, order.values)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bank to one safetensors file, atomically.
+
+        Raises:
+            SaveError: it cannot be written; a bank that was there before is untouched.
+        """
+        latents = self._latents
+        about = {"format": "iwm-bank-1", "space": latents.space, "grid": json.dumps(latents.grid)}
+        tensors = {"tokens": latents.tokens}
+        write_tensors(Path(path), tensors, about | {"ids": json.dumps(self._ids)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Bank:
+        """Read what `save` wrote.
+
+        Raises:
+            WeightsUnavailableError: no such file.
+            IncompatibleWeightsError: not a bank.
+        """
+        if not Path(path).is_file():
+            raise WeightsUnavailableError(f"No bank at {path}.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                tokens = file.get_tensor("tokens")
+            height, width = json.loads(about["grid"])
+            return cls(Latent(tokens, (height, width), about["space"]), json.loads(about["ids"]))
+        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+            raise IncompatibleWeightsError(f"{path} is not a bank that iwm wrote: {error}") from error
+
+
+def distances(queries: Tensor, entries: Tensor) -> Tensor:
+    """Euclidean distances over all tokens, `[B, M]`, of `[B, N, D]` to `[M, N, D]`.
+
+    In float32, in chunks of entries, so that a float16 bank is never copied whole.
+    """
+    flat = queries.flatten(1).float()
+    parts = [
+        torch.cdist(flat, entries[i : i + _CHUNK].flatten(1).to(flat), compute_mode=_EXACT)
+        for i in range(0, len(entries), _CHUNK)
+    ]
+    return torch.cat(parts, dim=1) if parts else flat.new_zeros(len(flat), 0)
+
+
+def _check_unique(ids: Sequence[Id]) -> None:
+    if len(set(ids)) != len(ids):
+        seen: set[Id] = set()
+        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        raise IncompatibleLatentError(f"The id {twice!r} is given twice; ids must differ.")

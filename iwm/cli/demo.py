@@ -1,0 +1,73 @@
+"""`iwm demo`: the main job on a few photographs, a picture and a table of numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iwm.cli.options import AsJson, ModelName, console, load_model, print_json
+
+if TYPE_CHECKING:
+    from iwm.evaluation import MRRReport
+
+
+def demo_command(
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Photographs; by default four that scikit-image ships.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write: .png, .pdf or .svg.")] = Path(
+        "demo.png"
+    ),
+    bank_size: Annotated[
+        int, typer.Option(min=10, help="Transformed views in each photograph's bank.")
+    ] = 256,
+    model: ModelName = "iwm-tiny",
+    as_json: AsJson = False,
+) -> None:
+    """Act on photographs in latent space, retrieve the views asked for, show how well it went."""
+    from iwm.demo import ACTIONS, default_images, retrieve
+    from iwm.display import track
+    from iwm.evaluation import mrr
+    from iwm.figures import save_retrievals
+
+    photos = default_images(images or [])
+    world_model = load_model(model)
+    rows = retrieve(world_model, photos, bank_size=bank_size)
+    retrievals = list(track(rows, "acting and retrieving", total=len(ACTIONS)))
+    save_retrievals(retrievals, out)
+    reports = [
+        mrr(world_model, photos, bank_size=bank_size, protocol=protocol, progress=True)
+        for protocol in ("apply", "undo")
+    ]
+    if as_json:
+        rows_json = [{"action": r.name, "rank": r.rank, "bank_size": r.bank_size} for r in retrievals]
+        print_json({"picture": str(out), "retrievals": rows_json, "mrr": [r.to_dict() for r in reports]})
+        return
+    for report in reports:
+        print_report(report)
+    right = sum(r.rank == 1 for r in retrievals)
+    console.print(f"Picture: {out} ({right} of {len(retrievals)} actions retrieved the view asked for)")
+
+
+def print_report(report: MRRReport) -> None:
+    """Print one protocol's scores, by transformation, above its baselines."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{report.protocol}: {report.images} photographs, {report.bank_size} views each, "
+        f"{report.distribution} distribution",
+        title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold",
+    )  # fmt: skip
+    for column in ("", "MRR", "hits@1", "hits@5", "queries"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    rows = {"all": report.overall} | report.per_transformation
+    baselines = {f"baseline: {name.replace('_', ' ')}": s for name, s in report.baselines.items()}
+    for name, scores in (rows | baselines).items():
+        table.add_row(
+            name, f"{scores.mrr:.3f}", f"{scores.hits[1]:.3f}", f"{scores.hits[5]:.3f}", str(scores.queries),
+            style="dim" if name in baselines else None,
+        )  # fmt: skip
+    console.print(table)
+    console.print()

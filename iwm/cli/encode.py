@@ -1,0 +1,39 @@
+"""`iwm encode`: images to a file of latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iwm.cli.options import AsJson, BatchSize, Device, ModelName, console, find_images, load_model, print_json
+
+
+def encode_command(
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .safetensors.")],
+    model: ModelName = "iwm-tiny",
+    half: Annotated[bool, typer.Option("--half", help="Store float16: half the size.")] = False,
+    device: Device = "cpu",
+    batch_size: BatchSize = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Encode images into a bank of latents, to be searched from Python with iwm.Bank.load."""
+    import torch
+
+    from iwm.bank import Bank
+
+    paths = find_images(images)
+    world_model = load_model(model, device)
+    bank = Bank.from_images(
+        world_model, paths, dtype=torch.float16 if half else None, batch_size=batch_size, progress=not as_json
+    )
+    bank.save(out)
+    shape = list(bank.latents.tokens.shape)
+    if as_json:
+        print_json({"out": str(out), "images": len(bank), "tokens": shape, "space": bank.latents.space})
+        return
+    size = out.stat().st_size / 2**20
+    console.print(f"Wrote {len(bank)} latents of {shape[1]} x {shape[2]} to {out} ({size:.1f} MiB).")
+    console.print(f'Search them: iwm.Bank.load("{out}").search(latent)', style="dim", markup=False)

@@ -1,0 +1,81 @@
+"""The `iwm` command: puts the commands together and turns errors into words."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from iwm import __version__
+from iwm.cli import demo, encode, evaluate, models, pretrain, search
+from iwm.errors import IWMError
+
+app = typer.Typer(
+    help="Image World Models: act on photographs in latent space, and retrieve what comes out.",
+    epilog="First steps: [bold]iwm demo[/bold], then [bold]iwm search FOLDER --image photo.jpg --brightness 0.6[/bold].",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+evaluations = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure a model.")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"iwm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _add(target: typer.Typer, name: str, function: object, example: str, **settings: object) -> None:
+    """Register a command whose help ends with an example."""
+    target.command(name, epilog=f"Example: [bold]{example}[/bold]", **settings)(function)  # type: ignore[arg-type, type-var]
+
+
+_add(app, "list", models.list_command, "iwm list '*equi*'")
+_add(app, "info", models.info_command, "iwm info iwm-tiny")
+_add(app, "encode", encode.encode_command, "iwm encode photos/ --out latents.safetensors")
+_add(
+    app,
+    "search",
+    search.search_command,
+    "iwm search photos/ --image cat.jpg --brightness 0.6 --grayscale -k 3",
+)
+_add(app, "demo", demo.demo_command, "iwm demo cat.jpg dog.jpg --out demo.png")
+_add(
+    app, "pretrain", pretrain.pretrain_command,
+    "iwm pretrain --recipe iwm-tiny --data photos/ --out run --steps 2000 --model.predictor.depth 4",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)  # fmt: skip
+_add(evaluations, "mrr", evaluate.mrr_command, "iwm eval mrr --data photos/ --images 20 --protocol undo")
+_add(evaluations, "knn", evaluate.knn_command, "iwm eval knn --train imagenette/train --val imagenette/val")
+app.add_typer(evaluations, name="eval")
+
+
+def main() -> None:
+    """Run the command line; errors of iwm become one line and exit status 1."""
+    try:
+        app()
+    except IWMError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[bold red]Error:[/bold red] {_plain(error)}"
+        )
+        sys.exit(1)
+
+
+def _plain(error: IWMError) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

@@ -1,0 +1,42 @@
+"""Options that several commands share, and how they print results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from iwm.world_model import WorldModel
+
+ModelName = Annotated[str, typer.Option("--model", "-m", help="Zoo name or model folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def load_model(name: str, device: str = "cpu") -> WorldModel:
+    """Load a model for a command, with matrix products in the fastest float32 mode."""
+    import torch
+
+    from iwm.loading import load
+
+    torch.set_float32_matmul_precision("medium")
+    return load(name, device=device)
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """Files as they are, folders with all images below them."""
+    from iwm.images import list_images
+
+    return [image for path in paths for image in (list_images(path) if path.is_dir() else [path])]
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on standard output."""
+    print(json.dumps(value, indent=2))

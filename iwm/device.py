@@ -1,0 +1,22 @@
+"""From a device's name to a device that works."""
+
+import torch
+
+from iwm.errors import InvalidConfigError
+
+
+def resolve_device(name: str | torch.device) -> torch.device:
+    """A `torch.device`; `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InvalidConfigError: not a device, or one that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidConfigError(f'Cannot use device "{name}": {reason} Try "cpu" or "auto".') from error
+    return device

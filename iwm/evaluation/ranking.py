@@ -1,0 +1,67 @@
+"""Ranks in a bank, and what is made of them [arXiv 2403.00504, section 4.1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+HITS = (1, 5, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Retrieval scores over a set of queries.
+
+    Attributes:
+        mrr: mean reciprocal rank, in (0, 1].
+        hits: share of queries whose rank is at most k, by k.
+        queries: how many.
+    """
+
+    mrr: float
+    hits: dict[int, float]
+    queries: int
+
+    @classmethod
+    def of(cls, ranks: Tensor) -> Scores:
+        """Scores of ranks `[Q]`, which count from 1 and may be halves."""
+        ranks = ranks.double()
+        hits = {k: float((ranks <= k).double().mean()) for k in HITS}
+        return cls(mrr=float(ranks.reciprocal().mean()), hits=hits, queries=len(ranks))
+
+    @classmethod
+    def of_chance(cls, candidates: int, queries: int) -> Scores:
+        """Expected scores of a query that knows nothing: every rank is equally likely."""
+        return cls(
+            mrr=sum(1.0 / r for r in range(1, candidates + 1)) / candidates,
+            hits={k: min(k / candidates, 1.0) for k in HITS},
+            queries=queries,
+        )
+
+
+def rank_of(distances: Tensor, wanted: Tensor) -> Tensor:
+    """Rank of the wanted candidate of each query, from 1; ties take the middle rank.
+
+    Args:
+        distances: `[Q, M]`, of every query to every candidate.
+        wanted: `[Q]`, column of the right candidate.
+
+    Returns:
+        `[Q]` float64.
+    """
+    own = distances.gather(1, wanted.unsqueeze(1))
+    nearer = (distances < own).sum(dim=1)
+    tied = (distances == own).sum(dim=1) - 1
+    return 1.0 + nearer.double() + tied.double() / 2.0
+
+
+def squared_distances(queries: Tensor, candidates: Tensor) -> Tensor:
+    """Squared Euclidean distances over all tokens, `[Q, M]`, by one matrix product.
+
+    Accurate enough for ranking: tokens are normalised, so all norms are equal.
+    """
+    q, c = queries.flatten(1).float(), candidates.flatten(1).float()
+    product = torch.addmm(c.square().sum(1), q, c.T, alpha=-2.0)
+    return product + q.square().sum(1, keepdim=True)

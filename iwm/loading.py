@@ -1,0 +1,127 @@
+"""`iwm.load` and `iwm.list_models`: from a name to a model."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from iwm.checkpoint import STUDENT_FILE, WEIGHTS_FILE, load_weights, read_config
+from iwm.config import WorldModelConfig
+from iwm.device import resolve_device
+from iwm.errors import (
+    InvalidConfigError,
+    UnknownModelError,
+    UnknownTaskError,
+    WeightsUnavailableError,
+    nearest,
+)
+from iwm.world_model import WorldModel
+from iwm.zoo import DEFAULT, ZOO, find_entry
+
+Branch = Literal["teacher", "student"]
+_HUB_NAME = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `load` takes, in the zoo's order.
+
+    Args:
+        pattern: shell-style, e.g. `"*equi*"`.
+
+    >>> list_models("iwm-tiny*")
+    ['iwm-tiny', 'iwm-tiny-inv']
+    """
+    return [name for name in ZOO if fnmatch.fnmatchcase(name, pattern)]
+
+
+def load(
+    name: str | os.PathLike[str] = DEFAULT,
+    *,
+    pretrained: bool = True,
+    task: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    branch: Branch = "teacher",
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | None = None,
+    backend: Literal["torch"] = "torch",
+) -> WorldModel:
+    """Load a world model in eval mode.
+
+    Args:
+        name: a zoo name (see `list_models`) or a folder that `save_pretrained` or training
+            wrote.
+        pretrained: False builds the named architecture with random weights.
+        task: a task head to load with it.
+        device: where to put it; `auto` is CUDA where there is one.
+        dtype: of the weights; None is float32.
+        branch: `teacher`, the encoder inference uses by default, or `student`, the
+            gradient-trained one, where the checkpoint has it.
+        revision, cache_dir, local_files_only, token: for models on the Hugging Face Hub, which
+            this version does not fetch yet. Embedded entries and folders need no network.
+        backend: what runs the model; `torch` is the only one yet.
+
+    Raises:
+        UnknownModelError: no such name or folder; the nearest names are in the message.
+        WeightsUnavailableError: the name is known, but nobody has published its weights.
+        UnknownTaskError: no such task.
+        InvalidConfigError: the folder's config, the device or the backend cannot be used.
+        IncompatibleWeightsError: the folder's weights do not fit its config.
+    """
+    name = os.fspath(name)
+    if backend != "torch":
+        raise InvalidConfigError(f'No backend is called "{backend}".{nearest(backend, ["torch"])}')
+    if branch not in ("teacher", "student"):
+        raise InvalidConfigError(f'No branch is called "{branch}".{nearest(branch, ["teacher", "student"])}')
+    if task is not None:
+        raise UnknownTaskError(f'"{name}" has no task "{task}": no heads are published yet. Leave task out.')
+    target = resolve_device(device)
+    if not pretrained:
+        model = WorldModel(_architecture(name))
+        return model.to(device=target, dtype=dtype or torch.float32)
+    folder = _folder(name)
+    if revision is not None:
+        raise UnknownModelError(f'"{name}" is not on the Hub and has no revisions; leave revision out.')
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = WorldModel(config)
+    load_weights(folder / WEIGHTS_FILE, model)
+    if branch == "student":
+        if not (folder / STUDENT_FILE).is_file():
+            raise WeightsUnavailableError(f'{folder} holds no {STUDENT_FILE}; use branch="teacher".')
+        load_weights(folder / STUDENT_FILE, model.encoder)
+    if dtype not in (None, torch.float32, torch.float16):
+        model.fix_space()
+    return model.to(device=target, dtype=dtype or torch.float32).eval()
+
+
+def _architecture(name: str) -> WorldModelConfig:
+    return read_config(Path(name)) if Path(name).is_dir() else find_entry(name).config
+
+
+def _folder(name: str) -> Path:
+    """Where the files of a name are."""
+    if name in ZOO:
+        entry = ZOO[name]
+        if entry.weights == "embedded":
+            return entry.folder
+        raise WeightsUnavailableError(
+            f'Nobody has published weights for "{name}" yet (recipe only). Train them with '
+            f'`{entry.recipe_command}` and load the result with iwm.load("DIR"), or build it with '
+            "random weights: pretrained=False."
+        )
+    if Path(name).is_dir():
+        return Path(name)
+    if _HUB_NAME.fullmatch(name) and not name.startswith("."):
+        raise WeightsUnavailableError(
+            f'"{name}" is no folder here, and this version of iwm does not fetch from the Hugging Face '
+            "Hub yet. Download its files into a folder and load that."
+        )
+    raise UnknownModelError(f'No model or folder is called "{name}".{nearest(name, ZOO)} See `iwm list`.')

@@ -1,0 +1,338 @@
+"""Everything a user may pass as an image, and the way to the model's input."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from PIL import Image
+
+from iwm.config import PreprocessConfig
+from iwm.errors import InvalidDataError, InvalidImageError
+from iwm.images import Preprocess, batched, iterate, list_images, open_rgb, to_pil, to_tensor
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+@pytest.fixture
+def preprocess():
+    return Preprocess(PreprocessConfig(size=32, resize=36))
+
+
+def smooth(width, height):
+    """A smooth colourful picture, so that resizing has little to alias."""
+    x, y = np.meshgrid(np.linspace(0, 3, width), np.linspace(0, 2, height))
+    waves = np.stack((np.sin(x + y), np.cos(2 * x), np.sin(3 * y)), axis=-1)
+    return Image.fromarray(((waves * 0.4 + 0.5) * 255).astype(np.uint8))
+
+
+def pixel(path):
+    image = open_rgb(path)
+    assert image.mode == "RGB"
+    return image.getpixel((image.width // 2, image.height // 2))
+
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation(tmp_path, orientation):
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:8, :16], stored[8:, :16], stored[:8, 16:] = RED, BLUE, WHITE
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(stored).save(path, quality=95, subsampling=0, exif=exif)
+    upright = np.array(open_rgb(path)).astype(int)
+    expected = UPRIGHT[orientation](stored).astype(int)
+    assert upright.shape == expected.shape
+    assert np.abs(upright - expected).max() < 25
+
+
+def save_rgba(path):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 51)).save(path)
+
+
+def save_transparent_palette(path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([*RED, *BLUE])
+    image.save(path, transparency=bytes([255, 0]))
+
+
+def save_opaque_palette(path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([*RED, *BLUE])
+    image.save(path)
+
+
+def save_16_bit(path):
+    Image.fromarray(np.full((8, 8), 0x4000, np.uint16)).save(path)
+
+
+SAVED = {
+    "rgb.png": (lambda p: Image.new("RGB", (8, 8), (1, 2, 3)).save(p), (1, 2, 3)),
+    "alpha.png": (save_rgba, (255, 204, 204)),
+    "alpha.webp": (lambda p: Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(p, lossless=True), WHITE),
+    "palette.png": (save_opaque_palette, BLUE),
+    "palette-alpha.png": (save_transparent_palette, WHITE),
+    "palette-alpha.gif": (lambda p: Image.new("P", (8, 8), 0).save(p, transparency=0), WHITE),
+    "gray.png": (lambda p: Image.new("L", (8, 8), 77).save(p), (77, 77, 77)),
+    "gray-alpha.png": (lambda p: Image.new("LA", (8, 8), (0, 51)).save(p), (204, 204, 204)),
+    "gray-key.png": (lambda p: Image.new("L", (8, 8), 9).save(p, transparency=9), WHITE),
+    "bilevel.png": (lambda p: Image.new("1", (8, 8), 1).save(p), WHITE),
+    "cmyk.jpg": (lambda p: Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(p, quality=100), RED),
+    "16-bit.png": (save_16_bit, (64, 64, 64)),
+    "float.tiff": (lambda p: Image.new("F", (8, 8), 0.2).save(p), (51, 51, 51)),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("as_text", [True, False])
+def test_files_become_rgb(tmp_path, name, as_text):
+    save, expected = SAVED[name]
+    path = tmp_path / name
+    save(path)
+    assert np.abs(np.subtract(pixel(str(path) if as_text else path), expected)).max() <= 2
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+def test_deep_images_span_65535(dtype):
+    values = np.array([[0, 257, 32896, 51529, 65535]]).astype(dtype)
+    assert np.array(open_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 1, 128, 201, 255]
+
+
+@pytest.mark.parametrize(
+    "values", [[[-1, 5]], [[0, 65536]], [[0.0, 1.5]], [[-0.1, 0.5]], [[0.0, float("nan")]]]
+)
+def test_deep_images_out_of_range(values):
+    array = np.array(values)
+    image = Image.fromarray(array.astype("int32" if array.dtype.kind == "i" else "float32"))
+    with pytest.raises(InvalidImageError, match="outside 0 to"):
+        open_rgb(image)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, None])
+def test_arrays(channels):
+    shape = (6, 5) if channels is None else (6, 5, channels)
+    array = np.full(shape, 100, np.uint8)
+    if channels == 4:
+        array[..., 3] = 255
+    image = open_rgb(array)
+    assert image.size == (5, 6)
+    assert (np.array(image) == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 4, 3)), "expected uint8"),
+        (np.zeros((4, 4), np.uint16), "expected uint8"),
+        (np.zeros((3, 8, 8), np.uint8), "expected height x width x 3"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "expected height x width x 3"),
+        (np.zeros(4, np.uint8), "expected height x width x 3"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+    ],
+)
+def test_bad_arrays(preprocess, array, message):
+    with pytest.raises(InvalidImageError, match=message):
+        preprocess(array)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".bmp"])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5])
+def test_truncated_files(tmp_path, preprocess, suffix, kept):
+    path = tmp_path / f"broken{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(InvalidImageError, match=f"broken{suffix}"):
+        preprocess(path)
+
+
+def test_truncated_file_opened_by_the_caller(tmp_path, preprocess):
+    path = tmp_path / "broken.jpg"
+    smooth(64, 64).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    with Image.open(path) as opened, pytest.raises(InvalidImageError, match="truncated"):
+        preprocess(opened)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere.jpg", "No such image file: .*nowhere.jpg"), ("notes.jpg", "Cannot read .*notes.jpg"),
+     ("folder", "Cannot read .*folder"), ("nul\0byte", "Cannot read")],
+)  # fmt: skip
+def test_no_image_file(tmp_path, preprocess, name, message):
+    (tmp_path / "notes.jpg").write_text("not a picture\n" * 100)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InvalidImageError, match=message):
+        preprocess([Image.new("RGB", (40, 40)), f"{tmp_path}/{name}"])
+
+
+@pytest.mark.parametrize("side", [12, 20])
+def test_decompression_bombs(tmp_path, monkeypatch, side):
+    path = tmp_path / "huge.png"
+    Image.new("RGB", (side, side)).save(path)
+    open_rgb(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InvalidImageError, match="more than 100 pixels"):
+        open_rgb(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.rand(1, 32, 32), "shape"),
+        (torch.rand(32, 32, 3), "shape"),
+        (torch.rand(32, 32), "shape"),
+        (torch.rand(2, 4, 32, 32), "shape"),
+        (torch.rand(1, 2, 3, 32, 32), "shape"),
+        (torch.rand(3, 0, 32), "shape"),
+        (torch.zeros(3, 32, 32, dtype=torch.long), r"torch\.int64"),
+        (torch.zeros(3, 32, 32, dtype=torch.bool), r"torch\.bool"),
+        (torch.full((3, 32, 32), 200.0), "Divide by 255"),
+        (torch.full((3, 32, 32), -0.01), "Do not normalise"),
+        (torch.full((3, 32, 32), 1.01), "Do not normalise"),
+        (torch.rand(3, 32, 32).index_fill(2, torch.tensor([5]), float("nan")), "nan"),
+        (torch.rand(3, 50, 50).index_fill(2, torch.tensor([5]), float("inf")), "inf"),
+    ],
+)
+def test_bad_tensors(preprocess, tensor, message):
+    with pytest.raises(InvalidImageError, match=message):
+        preprocess(tensor)
+
+
+@pytest.mark.parametrize("images", [None, 3, object(), [None], b"abc", [[Image.new("RGB", (4, 4))]]])
+def test_no_images_at_all(preprocess, images):
+    with pytest.raises(InvalidImageError, match="expected a path"):
+        preprocess(images)
+
+
+@pytest.mark.parametrize("images", [[], (), iter([]), torch.rand(0, 3, 32, 32)])
+def test_nothing_given(preprocess, images):
+    with pytest.raises(InvalidImageError, match="No images were given"):
+        preprocess(images)
+
+
+def test_exact_size_tensors_pass_untouched(preprocess):
+    image = torch.rand(3, 32, 32)
+    assert torch.equal(preprocess(image), image[None])
+    assert torch.equal(preprocess(image.double()), image.double().float()[None])
+    levels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(preprocess(levels), levels[None] / 255)
+    batch = torch.rand(4, 3, 32, 32)
+    assert torch.equal(preprocess(batch), batch)
+    assert torch.equal(preprocess(list(batch)), batch)
+
+
+@pytest.mark.parametrize(("width", "height"), [(72, 54), (40, 90), (36, 36), (20, 20), (64, 32), (32, 32)])
+def test_resize_and_crop_match_torchvision(preprocess, width, height):
+    image = smooth(width, height)
+    resized = tv.resize(image, [36], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+    expected = tv.to_dtype(tv.pil_to_tensor(tv.center_crop(resized, [32])), torch.float32, scale=True)
+    torch.testing.assert_close(preprocess(image)[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(preprocess(np.array(image))[0], expected, atol=1e-6, rtol=0)
+
+    pixels = to_tensor(image)
+    resized = tv.resize(pixels, [36], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+    exact = pixels if (width, height) == (32, 32) else tv.center_crop(resized, [32]).clamp(0, 1)
+    torch.testing.assert_close(preprocess(pixels)[0], exact, atol=1e-5, rtol=0)
+    if (width, height) != (32, 32):
+        torch.testing.assert_close(exact, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(37, 500), (501, 33), (7, 5)])
+def test_any_shape_fills_the_input(preprocess, width, height):
+    image = smooth(width, height)
+    for kind in (image, to_tensor(image)):
+        out = preprocess(kind)
+        assert out.shape == (1, 3, 32, 32)
+        assert 0 <= out.min() < out.max() <= 1
+    middle = to_tensor(image)[:, height // 2, width // 2]
+    torch.testing.assert_close(preprocess(image)[0, :, 16, 16], middle, atol=0.15, rtol=0)
+
+
+def test_mixed_lists_keep_their_order(tmp_path, preprocess):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (50, 40), RED).save(path)
+    items = [
+        path,
+        Image.new("L", (33, 64), 51),
+        np.full((40, 40, 3), 102, np.uint8),
+        torch.full((3, 45, 38), 0.6),
+    ]
+    expected = [
+        to_tensor(Image.new("RGB", (32, 32), RED)),
+        *(torch.full((3, 32, 32), v) for v in (0.2, 0.4, 0.6)),
+    ]
+    for images in (items, tuple(items), iter(items), (i for i in items)):
+        torch.testing.assert_close(preprocess(images), torch.stack(expected), atol=1e-6, rtol=0)
+
+
+def test_inputs_are_not_changed(preprocess):
+    picture, array, tensor = smooth(50, 40), np.array(smooth(50, 40)), torch.rand(3, 32, 32)
+    kept = picture.copy(), array.copy(), tensor.clone()
+    preprocess(picture).zero_()
+    preprocess(array).zero_()
+    preprocess(tensor).zero_()
+    assert picture == kept[0]
+    assert np.array_equal(array, kept[1])
+    assert torch.equal(tensor, kept[2])
+
+
+def test_iterate_reads_nothing_ahead(tmp_path):
+    stream = iterate(f"{tmp_path}/{i}.jpg" for i in range(3))
+    assert next(stream) == f"{tmp_path}/0.jpg"
+    assert list(stream) == [f"{tmp_path}/1.jpg", f"{tmp_path}/2.jpg"]
+    picture = Image.new("RGB", (4, 4))
+    for single in ("a.jpg", tmp_path, picture, np.zeros((4, 4, 3), np.uint8), torch.rand(3, 4, 4)):
+        assert [one is single for one in iterate(single)] == [True]
+    assert [tuple(one.shape) for one in iterate(torch.rand(2, 3, 4, 4))] == [(3, 4, 4)] * 2
+
+
+def test_batched_is_lazy_and_complete():
+    seen = []
+    stream = batched((seen.append(i) or i for i in range(5)), 2)
+    assert next(stream) == [0, 1]
+    assert seen == [0, 1]
+    assert list(stream) == [[2, 3], [4]]
+    assert list(batched(iter(range(4)), 2)) == [[0, 1], [2, 3]]
+    with pytest.raises(InvalidImageError, match="No images were given"):
+        list(batched([], 2))
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        list(batched([1], 0))
+
+
+def test_list_images(tmp_path):
+    wanted = ["a/b/two.PNG", "a/one.jpg", "z.webp"]
+    for name in [*wanted, "a/notes.txt", "a/b/c.jpg/inside.tiff"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = sorted([*wanted, "a/b/c.jpg/inside.tiff"])
+    assert [str(p.relative_to(tmp_path)) for p in list_images(tmp_path)] == found
+    assert list_images([tmp_path / "a" / "b" / "c.jpg", str(tmp_path / "a")])[0].name == "inside.tiff"
+    (tmp_path / "empty").mkdir()
+    for folders, message in [
+        ("empty", "No images in .*empty; looked for .*\\.jpg"),
+        ("gone", "No such folder: .*gone"),
+    ]:
+        with pytest.raises(InvalidDataError, match=message):
+            list_images(tmp_path / folders)
+
+
+def test_every_level_survives_the_round_trip():
+    levels = torch.arange(256).repeat(3).view(3, 16, 16)
+    array = levels.permute(1, 2, 0).to(torch.uint8).numpy()
+    tensor = to_tensor(Image.fromarray(array))
+    torch.testing.assert_close(tensor, levels / 255, atol=1e-7, rtol=0)
+    assert np.array_equal(np.array(to_pil(tensor)), array)
+    assert np.array_equal(np.array(to_pil(torch.tensor([-0.1, 1.1, 0.5]).view(3, 1, 1)))[0, 0], [0, 255, 128])

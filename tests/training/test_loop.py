@@ -1,0 +1,252 @@
+"""The loop with a task of one linear layer: schedules, logging, checkpoints, interruption, NaN."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from PIL import Image
+from timm.models.vision_transformer import Attention
+from torch import nn
+
+from iwm.training import schedules
+from iwm.training.config import DataConfig, OptimConfig, RunConfig
+from iwm.training.data import CropDataset, StepSampler
+from iwm.training.loop import TrainingError, prefer_plain_attention, train
+from iwm.training.run_folder import RunFolder
+
+SIZE = 4
+
+
+class LinearTask(nn.Module):
+    """Fits two numbers per image; `at` holds what happens at the start of a step."""
+
+    def __init__(self, at=None, scale=1.0):
+        super().__init__()
+        self.layer = nn.Linear(3 * SIZE * SIZE, 2)
+        nn.init.constant_(self.layer.weight, 0.01)
+        nn.init.zeros_(self.layer.bias)
+        self.at = at or {}
+        self.scale = scale
+        self.seen = []
+
+    def trained(self):
+        return [self.layer]
+
+    def loss(self, crops, step, keys):
+        self.seen.append((step, list(keys)))
+        factor = self.at[step]() if step in self.at else self.scale
+        loss = (self.layer(crops.flatten(1).float() / 255) - 1).square().mean() * (factor or self.scale)
+        return loss, {"brightness": crops.float().mean()}
+
+    def after_step(self, step):
+        return {"after": float(step)}
+
+
+@pytest.fixture
+def paths(tmp_path):
+    (tmp_path / "images").mkdir()
+    files = [tmp_path / "images" / f"{i}.png" for i in range(5)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (8, 8), (40 * i, 200 - 30 * i, 100)).save(file)
+    return files
+
+
+@pytest.fixture
+def start(tmp_path, paths):
+    def run(task, *, resume=False, export=lambda done, seconds: None, name="run", **changes):
+        config = _config(**changes)
+        folder = RunFolder(tmp_path / name, config, resume=resume)
+        done = train(task, paths, SIZE, config, folder, export)
+        return done, folder
+
+    return run
+
+
+def _config(**changes):
+    defaults = {"steps": 10, "batch_size": 2, "log_every": 1, "checkpoint_every": 4, "precision": "float32"}
+    return RunConfig(
+        data=DataConfig(workers=0),
+        device="cpu",
+        **{"optim": OptimConfig(lr=0.01, warmup=0.2)} | defaults | changes,
+    )
+
+
+def _metrics(folder):
+    return [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def _comparable(metrics):
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in metrics]
+
+
+def test_a_run_is_the_plain_loop(start, paths):
+    task = LinearTask()
+    done, folder = start(task)
+    assert done
+    config = _config()
+    assert task.seen == list(enumerate(StepSampler(len(paths), config)))
+    reference = LinearTask()
+    optimizer = torch.optim.AdamW(
+        [{"params": [reference.layer.weight]}, {"params": [reference.layer.bias], "weight_decay": 0.0}]
+    )
+    dataset = CropDataset(paths, SIZE, config)
+    for (step, keys), record in zip(task.seen, _metrics(folder), strict=True):
+        lr, decay = (f(step, 10, config.optim) for f in (schedules.learning_rate, schedules.weight_decay))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.param_groups[0]["weight_decay"] = decay
+        loss, _ = reference.loss(torch.stack([dataset[key][0] for key in keys]), step, keys)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm()
+        optimizer.step()
+        assert (record["step"], record["lr"], record["weight_decay"]) == (step + 1, lr, decay)
+        assert record["after"] == step
+        assert record["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert record["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+        assert record["images_per_second"] > 0
+    torch.testing.assert_close(task.layer.weight, reference.layer.weight)
+    assert not torch.equal(task.layer.bias, torch.zeros(2))
+
+
+def test_clip_bounds_the_update_and_logs_the_norm_before_it(start, monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args):
+        norms.append(
+            torch.cat([p.grad.flatten() for g in self.param_groups for p in g["params"]]).norm().item()
+        )
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    _, folder = start(LinearTask(scale=100.0), steps=3, optim=OptimConfig(clip=0.5))
+    assert norms == pytest.approx([0.5] * 3, rel=1e-4)
+    assert all(record["grad_norm"] > 5 for record in _metrics(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "logged", "exported"),
+    [
+        ({}, list(range(1, 11)), [4, 8, 10]),
+        ({"log_every": 3, "checkpoint_every": 5}, [3, 6, 9, 10], [5, 10]),
+        ({"log_every": 50, "checkpoint_every": 50}, [10], [10]),
+    ],
+)
+def test_metrics_and_checkpoints_fall_on_their_steps(start, changes, logged, exported):
+    calls = []
+    _, folder = start(LinearTask(), export=lambda done, seconds: calls.append((done, seconds)), **changes)
+    assert [record["step"] for record in _metrics(folder)] == logged
+    assert [done for done, _ in calls] == exported
+    seconds = [elapsed for _, elapsed in calls]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
+    assert folder.load_state()["step"] == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_and_resuming_changes_nothing(start, number):
+    whole = LinearTask()
+    _, reference = start(whole, name="whole")
+    before = signal.getsignal(number)
+    exported = []
+    done, folder = start(
+        LinearTask(at={5: lambda: os.kill(os.getpid(), number)}),
+        export=lambda *call: exported.append(call[0]),
+    )
+    assert not done
+    assert signal.getsignal(number) is before
+    assert folder.load_state()["step"] == 6
+    assert exported == [4, 6]
+    resumed = LinearTask()
+    done, folder = start(resumed, resume=True)
+    assert done
+    assert [step for step, _ in resumed.seen] == [6, 7, 8, 9]
+    assert _comparable(_metrics(folder)) == _comparable(_metrics(reference))
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+    assert folder.load_state()["seconds"] > 0
+
+
+def test_a_signal_during_the_last_step_is_a_finished_run(start):
+    done, folder = start(LinearTask(at={9: lambda: os.kill(os.getpid(), signal.SIGINT)}))
+    assert done
+    assert folder.load_state()["step"] == 10
+
+
+def test_a_second_interrupt_acts_at_once(start, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    task = LinearTask(at={5: lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]})
+    with pytest.raises(KeyboardInterrupt):
+        start(task)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert RunFolder(tmp_path / "run", _config(), resume=True).load_state()["step"] == 4
+
+
+def test_resuming_after_an_error_writes_no_line_twice(start):
+    def fail():
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        start(LinearTask(at={6: fail}))
+    _, folder = start(LinearTask(), resume=True)
+    _, reference = start(LinearTask(), name="whole")
+    assert _comparable(_metrics(folder)) == _comparable(_metrics(reference))
+
+
+def test_resuming_a_finished_run_trains_no_step_and_more_steps_continue_it(start):
+    start(LinearTask())
+    finished = LinearTask()
+    assert start(finished, resume=True)[0]
+    assert finished.seen == []
+    longer = LinearTask()
+    _, folder = start(longer, resume=True, steps=12)
+    assert [step for step, _ in longer.seen] == [10, 11]
+    assert [record["step"] for record in _metrics(folder)] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("step", "words"), [(2, "There is no checkpoint yet"), (6, r"The checkpoint of step 4 in .*run is good")]
+)
+def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path, value, step, words):
+    task = LinearTask(at={step: lambda: value})
+    with pytest.raises(
+        TrainingError, match=rf"The loss is {value} at step {step}\. {words}.* smaller optim\.lr"
+    ):
+        start(task)
+    assert task.layer.weight.isfinite().all()
+    folder = RunFolder(tmp_path / "run", _config(), resume=True)
+    assert [record["step"] for record in _metrics(folder)] == list(range(1, step + 1))
+    if step == 6:
+        state = folder.load_state()
+        assert state["step"] == 4
+        assert state["task"]["layer.weight"].isfinite().all()
+
+
+def test_bf16_computes_the_loss_under_autocast_and_keeps_float32_weights(start):
+    dtypes = []
+
+    class Spy(LinearTask):
+        def loss(self, crops, step, keys):
+            dtypes.append(self.layer(crops.flatten(1).float()).dtype)
+            return super().loss(crops, step, keys)
+
+    for precision in ("bf16", "float32"):
+        task = Spy()
+        start(task, steps=1, precision=precision, name=precision)
+        assert task.layer.weight.dtype == torch.float32
+    assert dtypes == [torch.bfloat16, torch.float32]
+
+
+def test_plain_attention_is_the_same_function():
+    torch.manual_seed(0)
+    attention = Attention(16, num_heads=2)
+    tokens = torch.randn(2, 5, 16)
+    attention.fused_attn = True
+    fused = attention(tokens)
+    prefer_plain_attention(nn.Sequential(attention))
+    assert attention.fused_attn is False
+    torch.testing.assert_close(attention(tokens), fused)

@@ -1,0 +1,100 @@
+"""The run folder: refusal, resuming, metrics and state."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from iwm.config import from_dict
+from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.training.config import DataConfig, OptimConfig, RunConfig
+from iwm.training.run_folder import FREE_FIELDS, RunFolder
+
+
+@pytest.fixture
+def used(tmp_path):
+    run = RunFolder(tmp_path / "run", RunConfig(), resume=False)
+    run.save_state({"step": 5})
+    return run.path
+
+
+def test_folder_is_created_with_the_configuration(tmp_path):
+    config = RunConfig(seed=7, data=DataConfig(crop_scale=(0.5, 0.9)))
+    run = RunFolder(tmp_path / "a" / "b", config, resume=False)
+    assert not run.has_state
+    assert from_dict(RunConfig, json.loads((run.path / "run.json").read_text())) == config
+
+
+def test_used_folder_is_refused_without_resume(used):
+    before = (used / "run.json").read_bytes()
+    with pytest.raises(InvalidDataError, match=r"holds a training run already\. Add --resume"):
+        RunFolder(used, RunConfig(seed=1), resume=False)
+    assert (used / "run.json").read_bytes() == before
+
+
+def test_folder_without_a_checkpoint_may_be_started_again(tmp_path):
+    RunFolder(tmp_path, RunConfig(), resume=False)
+    run = RunFolder(tmp_path, RunConfig(seed=1), resume=False)
+    assert json.loads((run.path / "run.json").read_text())["seed"] == 1
+
+
+def test_resume_with_other_settings_names_every_change(used):
+    before = (used / "run.json").read_bytes()
+    changed = RunConfig(seed=4, steps=9, optim=OptimConfig(lr=5e-4), data=DataConfig(crop_scale=(0.2, 1.0)))
+    with pytest.raises(InvalidConfigError) as caught:
+        RunFolder(used, changed, resume=True)
+    message = str(caught.value)
+    for part in (
+        "optim.lr was 0.001, now 0.0005",
+        "seed was 0, now 4",
+        "data.crop_scale was [0.3, 1.0], now [0.2, 1.0]",
+    ):
+        assert part in message
+    assert "steps" not in message
+    assert (used / "run.json").read_bytes() == before
+
+
+def test_free_fields_may_change_on_resume(used):
+    config = RunConfig(steps=2000, device="cpu", log_every=7, checkpoint_every=9, data=DataConfig(workers=0))
+    defaults = RunConfig()
+    changed = {
+        f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(defaults, f.name)
+    }
+    assert changed - {"data"} | {"data.workers"} == FREE_FIELDS
+    run = RunFolder(used, config, resume=True)
+    assert from_dict(RunConfig, json.loads((run.path / "run.json").read_text())) == config
+
+
+def test_state_round_trips_and_replaces_the_last(used):
+    run = RunFolder(used, RunConfig(), resume=True)
+    state = {
+        "step": 6,
+        "seconds": 1.5,
+        "task": {"w": torch.arange(3.0)},
+        "optimizer": {"groups": [{"lr": 0.1}]},
+    }
+    run.save_state(state)
+    loaded = run.load_state()
+    assert torch.equal(loaded["task"].pop("w"), state["task"].pop("w"))
+    assert loaded == state
+    assert sorted(path.name for path in used.iterdir()) == ["run.json", "state.pt"]
+
+
+def test_metrics_after_the_resume_point_are_forgotten(used):
+    run = RunFolder(used, RunConfig(), resume=True)
+    records = [{"step": step, "loss": 1.0 / step} for step in range(1, 8)]
+    for record in records:
+        run.log(record)
+    with (used / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    run.forget_metrics_from(5)
+    run.log({"step": 6, "loss": 0.0})
+    lines = (used / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [*records[:5], {"step": 6, "loss": 0.0}]
+
+
+def test_no_metrics_to_forget_makes_no_file(tmp_path):
+    run = RunFolder(tmp_path, RunConfig(), resume=False)
+    run.forget_metrics_from(0)
+    assert not (tmp_path / "metrics.jsonl").exists()
