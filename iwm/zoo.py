@@ -70,6 +70,7 @@ def _paper(
         encoder=encoder,
         predictor=PredictorConfig(depth=depth, width=width),
         actions=ActionConfig(distribution=STRENGTHS[strength]),
+        license="none yet (not published)",
     )
     return ZooEntry(config=config, weights="recipe only", summary=summary)
 
@@ -83,7 +84,7 @@ def _tiny(
         predictor=PredictorConfig(width=192, depth=5, layout="inplace", conditioning=conditioning),
         actions=ActionConfig(encoding="pair", distribution=STRENGTHS["strong"], symmetric=True),
         preprocess=PreprocessConfig(size=128, resize=128),
-        license="research only: trained on ImageNet photographs",
+        license="research only (trained on ImageNet photographs)",
     )
     return ZooEntry(config=config, weights=weights, summary=summary)
 

@@ -40,16 +40,21 @@ from pathlib import Path
 import torch
 from iwm.checkpoint import write_tensors, write_text
 from iwm.errors import SaveError
+from iwm.training.config import RunConfig
+from iwm.training.run_folder import RunFolder
 
 folder = Path(sys.argv[1])
 write_text(folder / "a.txt", "old")
 write_tensors(folder / "b.safetensors", {"x": torch.arange(3.0)})
+run = RunFolder(folder / "run", RunConfig(), resume=False)
+run.save_state({"x": 1})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 for write in (
     lambda: write_text(folder / "a.txt", "new" * 10_000),
     lambda: write_text(folder / "c.txt", "new" * 10_000),
     lambda: write_tensors(folder / "b.safetensors", {"x": torch.zeros(30_000)}),
+    lambda: run.save_state({"x": torch.zeros(30_000)}),
 ):
     try:
         write()
@@ -135,10 +140,12 @@ def test_a_full_disk_is_a_save_error_and_the_old_files_stay(tmp_path):
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     lines = child.stdout.splitlines()
-    for line, name in zip(lines, ("a.txt", "c.txt", "b.safetensors"), strict=True):
+    for line, name in zip(lines, ("a.txt", "c.txt", "b.safetensors", "run/state.pt"), strict=True):
         assert line.startswith(f"Cannot write {tmp_path / name}: ")
-        assert "too large" in line
-    assert _names(tmp_path) == ["a.txt", "b.safetensors"]
+        assert "untouched" in line
+    assert _names(tmp_path) == ["a.txt", "b.safetensors", "run"]
+    assert _names(tmp_path / "run") == ["run.json", "state.pt"]
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True) == {"x": 1}
     assert (tmp_path / "a.txt").read_text() == "old"
     assert torch.equal(load_file(tmp_path / "b.safetensors")["x"], torch.arange(3.0))
 

@@ -148,7 +148,7 @@ def test_gradients_reach_every_parameter(encoder):
 
 @pytest.mark.parametrize(("width", "grid", "train_grid"), [(48, (4, 4), 4), (8, (3, 5), 4), (64, (7, 2), 14), (4, (1, 1), 1)])  # fmt: skip
 def test_position_table_by_hand(width, grid, train_grid):
-    table = sincos_positions(width, grid, train_grid)
+    table = sincos_positions(width, grid, train_grid, torch.empty(0))
     assert table.dtype == torch.float32
     torch.testing.assert_close(table, positions_by_hand(width, grid, train_grid), atol=1e-6, rtol=0)
 
@@ -160,7 +160,7 @@ def coordinates(table, width):
 
 @pytest.mark.parametrize("grid", [(3, 3), (2, 6), (9, 3), (12, 12), (1, 1)])
 def test_rescaled_positions_span_the_training_range(grid):
-    rows, columns = coordinates(sincos_positions(16, grid, 3), 16)
+    rows, columns = coordinates(sincos_positions(16, grid, 3, torch.empty(0)), 16)
     for axis, n in ((rows, grid[0]), (columns, grid[1])):
         patch = 3 / n
         assert axis.min().item() - patch / 2 == pytest.approx(-0.5, abs=1e-5)

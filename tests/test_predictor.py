@@ -150,7 +150,7 @@ def test_masked_patches_cannot_leak(make, tiny_config, layout, conditioning):
 
 def plain_tokens(model, source, action, visible, targets):
     """The sequence before the blocks, of one sample, token by token as the paper words it."""
-    table = sincos_positions(model.config.width, GRID, model.train_grid)
+    table = sincos_positions(model.config.width, GRID, model.train_grid, torch.empty(0))
     context = {n: model.project_in(source[i]) for i, n in enumerate(visible)}
 
     def mixed(token):
@@ -253,7 +253,7 @@ def test_other_grids_rescale_positions(make, layout, grid):
     seen = []
     model.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     assert model(source, action, grid).shape == (2, n, WIDTH)
-    table = sincos_positions(model.config.width, grid, model.train_grid)
+    table = sincos_positions(model.config.width, grid, model.train_grid, torch.empty(0))
     close(seen[0][:, :n], model.project_in(source) + table)
     if layout == "append":
         close(seen[0][:, n:], (model.mask_token + table).expand(2, -1, -1))

@@ -40,12 +40,12 @@ def list_command(
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "parameters", "input", "weights", "licence", "apply-MRR"):
-        table.add_column(column, no_wrap=column != "licence")
+        table.add_column(column, no_wrap=True)
     for row in rows:
         score = row["metrics"].get("apply-mrr-full", {}).get("overall", {}).get("mrr")
         table.add_row(
             row["name"], f"{row['parameters'] / 1e6:.1f} M", f"{row['input']} px", row["weights"],
-            row["license"], "" if score is None else f"{score:.3f}",
+            row["license"].partition(" (")[0], "" if score is None else f"{score:.3f}",
         )  # fmt: skip
     console.print(table)
     console.print("\nMore about one: iwm info NAME", style="dim")

@@ -5,7 +5,7 @@ Knows nothing of what is trained: a `Task` supplies modules, a loss and what to 
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import math
 import signal
 import time
@@ -21,15 +21,13 @@ from torch import Tensor, nn
 
 from iwm.actions import SampleKey
 from iwm.device import resolve_device
-from iwm.errors import IWMError
+from iwm.errors import InvalidConfigError, IWMError
 from iwm.training import schedules
 from iwm.training.config import RunConfig
 from iwm.training.data import make_loader
 from iwm.training.optimizer import adamw, set_schedule
 from iwm.training.progress import Progress
 from iwm.training.run_folder import RunFolder
-
-log = logging.getLogger(__name__)
 
 
 class TrainingError(IWMError, RuntimeError):
@@ -79,67 +77,114 @@ def train(
         Whether all steps are done.
 
     Raises:
-        TrainingError: the loss is not finite; the last checkpoint is still good.
+        TrainingError: the loss or its gradient is not finite; the last checkpoint is still good.
+        InvalidConfigError: the state in the folder belongs to other images, or is further on.
     """
-    device = resolve_device(config.device)
-    optimizer = adamw(task.trained(), config.optim)
-    first_step, seconds = 0, 0.0
-    if run.has_state:
-        state = run.load_state()
-        task.load_state_dict(state["task"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step, seconds = state["step"], state["seconds"]
-    run.forget_metrics_from(first_step)
-    started = time.monotonic()
-
-    def checkpoint(done: int) -> None:
-        elapsed = seconds + time.monotonic() - started
-        run.save_state(
-            {"step": done, "seconds": elapsed, "task": task.state_dict(), "optimizer": optimizer.state_dict()}
-        )
-        export(done, elapsed)
-
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    bf16 = config.precision == "bf16"
-    loader = make_loader(paths, size, config, first_step)
-    saved = first_step
-    with _stop_on_signal() as stopped, Progress(config.steps, first_step, config.batch_size) as progress:
-        for step, (crops, epochs, indices) in enumerate(loader, start=first_step):
-            lr = schedules.learning_rate(step, config.steps, config.optim)
-            decay = schedules.weight_decay(step, config.steps, config.optim)
-            set_schedule(optimizer, lr, decay)
-            keys = list(zip(epochs.tolist(), indices.tolist(), strict=True))
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss, scalars = task.loss(crops.to(device, non_blocking=True), step, keys)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip or math.inf).item()
-            value = loss.item()
-            if not (math.isfinite(value) and math.isfinite(norm)):
-                raise TrainingError(
-                    f"The loss is {value} and its gradient norm {norm} at step {step}. "
-                    f"{_good_checkpoint(run, saved)} Try a smaller optim.lr."
-                )
-            optimizer.step()
-            after = task.after_step(step)
-            done = step + 1
-            progress.advance(value)
-            if done % config.log_every == 0 or done == config.steps:
-                record = {
-                    "step": done,
-                    "loss": value,
-                    "lr": lr,
-                    "weight_decay": decay,
-                    "grad_norm": norm,
-                }
-                record |= {k: v.item() for k, v in scalars.items()} | after
+    trainer = _Trainer(task, paths, config, run, export)
+    loader = make_loader(paths, size, config, trainer.done)
+    with (
+        _stop_on_signal() as stopped,
+        Progress(config.steps, trainer.done, config.batch_size) as progress,
+    ):
+        for crops, epochs, indices in loader:
+            record = trainer.step(crops, list(zip(epochs.tolist(), indices.tolist(), strict=True)))
+            progress.advance(record["loss"])
+            last = trainer.done == config.steps
+            if trainer.done % config.log_every == 0 or last:
                 run.log(record | {"images_per_second": round(progress.images_per_second, 2)})
-            if done % config.checkpoint_every == 0 or done == config.steps or stopped():
-                checkpoint(done)
-                saved = done
+            if trainer.done % config.checkpoint_every == 0 or last or stopped():
+                trainer.checkpoint()
             if stopped():
-                return done == config.steps
-    return True
+                break
+    return trainer.done == config.steps
+
+
+class _Trainer:
+    """The state of a run: what is trained, its optimiser, steps done and time spent."""
+
+    def __init__(
+        self,
+        task: Task,
+        paths: list[Path],
+        config: RunConfig,
+        run: RunFolder,
+        export: Callable[[int, float], None],
+    ) -> None:
+        self.task = task
+        self.config = config
+        self.run = run
+        self.export = export
+        self.device = resolve_device(config.device)
+        self.optimizer = adamw(task.trained(), config.optim)
+        self.listing = _listing(paths)
+        self.done = self.saved = 0
+        self.seconds = 0.0
+        if run.has_state:
+            self._restore(run.load_state())
+        run.forget_metrics_from(self.done)
+        self.started = time.monotonic()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["listing"] != self.listing:
+            raise InvalidConfigError(
+                f"{self.run.path} was trained on {state['listing']}, --data now holds {self.listing}. "
+                "Continue with the same images, or use another --out."
+            )
+        if state["step"] > self.config.steps:
+            raise InvalidConfigError(
+                f"{self.run.path} has done {state['step']} steps already; ask for more than that, not "
+                f"{self.config.steps}."
+            )
+        self.task.load_state_dict(state["task"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done = self.saved = state["step"]
+        self.seconds = state["seconds"]
+
+    def step(self, crops: Tensor, keys: list[SampleKey]) -> dict[str, Any]:
+        """One optimiser step; returns what to log of it."""
+        config, step = self.config, self.done
+        lr = schedules.learning_rate(step, config.steps, config.optim)
+        decay = schedules.weight_decay(step, config.steps, config.optim)
+        set_schedule(self.optimizer, lr, decay)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss, scalars = self.task.loss(crops.to(self.device, non_blocking=True), step, keys)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip or math.inf).item()
+        value = loss.item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            good = f"The checkpoint of step {self.saved} in {self.run.path} is good."
+            raise TrainingError(
+                f"The loss is {value} and its gradient norm {norm} at step {step}. "
+                f"{good if self.run.has_state else 'There is no checkpoint yet.'} Try a smaller optim.lr."
+            )
+        self.optimizer.step()
+        after = self.task.after_step(step)
+        self.done += 1
+        record = {"step": self.done, "loss": value, "lr": lr, "weight_decay": decay, "grad_norm": norm}
+        return record | {k: v.item() for k, v in scalars.items()} | after
+
+    def checkpoint(self) -> None:
+        """Save the resumable state, then the model."""
+        elapsed = self.seconds + time.monotonic() - self.started
+        self.run.save_state(
+            {
+                "step": self.done,
+                "seconds": elapsed,
+                "listing": self.listing,
+                "task": self.task.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+        )
+        self.saved = self.done
+        self.export(self.done, elapsed)
+
+
+def _listing(paths: list[Path]) -> str:
+    """What images a run sees, wherever the folders lie: how many, and a hash of their names."""
+    digest = hashlib.sha256("\n".join(p.name for p in paths).encode()).hexdigest()
+    return f"{len(paths)} images (names {digest[:12]})"
 
 
 def prefer_plain_attention(module: nn.Module) -> None:
@@ -151,14 +196,6 @@ def prefer_plain_attention(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, Attention):
             part.fused_attn = False  # type: ignore[misc]
-
-
-def _good_checkpoint(run: RunFolder, saved: int) -> str:
-    return (
-        f"The checkpoint of step {saved} in {run.path} is good."
-        if run.has_state
-        else "There is no checkpoint yet."
-    )
 
 
 @contextmanager

@@ -17,6 +17,8 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
 
+_START_AGAIN = "Start again with another --out; the model exported there so far still loads."
+
 FREE_FIELDS = frozenset({"steps", "device", "log_every", "checkpoint_every", "data.workers"})
 """Fields that may differ between a run and its continuation."""
 
@@ -40,9 +42,10 @@ class RunFolder:
             raise InvalidDataError(
                 f"{path} holds a training run already. Add --resume to continue it, or choose another --out."
             )
+        if path.exists() and not path.is_dir():
+            raise InvalidDataError(f"{path} is a file; choose a folder for --out.")
         if self.has_state:
             self._check_same(config)
-        path.mkdir(parents=True, exist_ok=True)
         write_text(path / RUN_FILE, to_json(config))
 
     @property
@@ -51,7 +54,12 @@ class RunFolder:
         return (self.path / STATE_FILE).is_file()
 
     def _check_same(self, config: RunConfig) -> None:
-        before = _flat(json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")))
+        try:
+            before = _flat(json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InvalidDataError(
+                f"{self.path / RUN_FILE} cannot be read: {error}. {_START_AGAIN}"
+            ) from error
         now = _flat(json.loads(to_json(config)))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         changed = [k for k in changed if k not in FREE_FIELDS]
@@ -76,12 +84,23 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the resumable state, atomically."""
-        with atomic_write(self.path / STATE_FILE) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
+        with atomic_write(self.path / STATE_FILE) as temporary:
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # How torch reports a full disk.
+                raise OSError(str(error)) from error
 
     def load_state(self) -> dict[str, Any]:
-        """The last saved state."""
-        state: dict[str, Any] = torch.load(self.path / STATE_FILE, map_location="cpu", weights_only=True)
+        """The last saved state.
+
+        Raises:
+            InvalidDataError: the file is damaged.
+        """
+        path = self.path / STATE_FILE
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # A damaged archive raises many kinds.
+            raise InvalidDataError(f"{path} cannot be read: {error}. {_START_AGAIN}") from error
         return state
 
 

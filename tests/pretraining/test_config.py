@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from iwm.config import EncoderConfig, WorldModelConfig, from_dict, to_json
+from iwm.config import PreprocessConfig, WorldModelConfig, from_dict, to_json
 from iwm.errors import InvalidConfigError
 from iwm.pretraining.config import MaskConfig, PretrainConfig
 from iwm.training.config import OptimConfig
@@ -36,8 +36,9 @@ def test_run_value_out_of_range_is_refused(changes, words):
 
 
 def test_a_grid_of_one_patch_leaves_nothing_to_mask():
+    model = WorldModelConfig(preprocess=PreprocessConfig(size=16, resize=16))
     with pytest.raises(InvalidConfigError, match="A grid of 1 x 1 patches leaves nothing to mask"):
-        PretrainConfig(model=WorldModelConfig(encoder=EncoderConfig(image_size=16)))
+        PretrainConfig(model=model)
 
 
 def test_masks_default_to_the_papers():

@@ -183,7 +183,8 @@ def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(config, photos, tmp
 
     monkeypatch.setattr(PretrainTask, "loss", broken)
     with pytest.raises(
-        TrainingError, match=r"The loss is nan at step 6\. The checkpoint of step 4 in .*run is good"
+        TrainingError,
+        match=r"The loss is nan and its gradient norm nan at step 6. The checkpoint of step 4 in .*run is good",
     ):
         pretrain(config, [photos], tmp_path / "run")
     assert read_config(tmp_path / "run").provenance["steps"] == 4

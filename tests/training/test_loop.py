@@ -11,6 +11,7 @@ from PIL import Image
 from timm.models.vision_transformer import Attention
 from torch import nn
 
+from iwm.errors import InvalidConfigError
 from iwm.training import schedules
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.data import CropDataset, StepSampler
@@ -214,7 +215,8 @@ def test_resuming_a_finished_run_trains_no_step_and_more_steps_continue_it(start
 def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path, value, step, words):
     task = LinearTask(at={step: lambda: value})
     with pytest.raises(
-        TrainingError, match=rf"The loss is {value} at step {step}\. {words}.* smaller optim\.lr"
+        TrainingError,
+        match=rf"The loss is {value} and its gradient norm (nan|inf) at step {step}\. {words}.* smaller optim\.lr",
     ):
         start(task)
     assert task.layer.weight.isfinite().all()
@@ -250,3 +252,41 @@ def test_plain_attention_is_the_same_function():
     prefer_plain_attention(nn.Sequential(attention))
     assert attention.fused_attn is False
     torch.testing.assert_close(attention(tokens), fused)
+
+
+def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(start, tmp_path):
+    task = LinearTask()
+
+    def poison():
+        weight = task.layer.weight
+        return 1.0 + torch.sqrt((weight - weight.detach()).abs().sum())
+
+    task.at[3] = poison
+    with pytest.raises(TrainingError, match="gradient norm nan at step 3"):
+        start(task)
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_dying_before_the_first_checkpoint_leaves_no_line_twice(start):
+    def die():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(LinearTask({3: die}))
+    _, folder = start(LinearTask())
+    assert [record["step"] for record in _metrics(folder)] == list(range(1, 11))
+
+
+def test_resuming_on_other_images_is_refused(start, paths):
+    start(LinearTask())
+    Image.new("RGB", (8, 8)).save(paths[0].parent / "more.png")
+    paths.append(paths[0].parent / "more.png")
+    with pytest.raises(InvalidConfigError, match=r"5 images .* now holds 6 images"):
+        start(LinearTask(), resume=True)
+
+
+def test_resuming_with_fewer_steps_than_done_is_refused(start):
+    start(LinearTask())
+    with pytest.raises(InvalidConfigError, match="has done 10 steps already; ask for more than that, not 8"):
+        start(LinearTask(), resume=True, steps=8)

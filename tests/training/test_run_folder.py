@@ -98,3 +98,17 @@ def test_no_metrics_to_forget_makes_no_file(tmp_path):
     run = RunFolder(tmp_path, RunConfig(), resume=False)
     run.forget_metrics_from(0)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(("name", "content"), [("state.pt", b"PK\x03\x04 cut off"), ("run.json", b"{")])
+def test_a_damaged_run_is_named_and_says_what_next(used, name, content):
+    (used / name).write_bytes(content)
+    with pytest.raises(InvalidDataError, match=rf"{name} cannot be read.* another --out"):
+        RunFolder(used, RunConfig(), resume=True).load_state()
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InvalidDataError, match="is a file; choose a folder"):
+        RunFolder(tmp_path / "out", RunConfig(), resume=False)
+    assert (tmp_path / "out").read_text() == "mine"
