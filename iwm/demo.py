@@ -32,10 +32,10 @@ ACTIONS: dict[str, Action] = {
     "less colour": Action(saturation=0.65),
     "hue shifted": Action(hue=0.15),
     "grayscale": Action(grayscale=True),
-    "blurred": Action(blur=1.5),
     "solarized": Action(solarize=True),
-    "darker, bluer": Action(brightness=0.7, hue=-0.15),
-    "warm and flat": Action(contrast=0.6, hue=0.06),
+    "blurred": Action(blur=1.5),
+    "darker, hue shifted": Action(brightness=0.7, hue=-0.15),
+    "flat and yellower": Action(contrast=0.6, hue=0.06),
 }
 """What the demo asks for, by what to call it."""
 

@@ -33,7 +33,7 @@ def save_retrievals(retrievals: Sequence[Retrieval], path: str | os.PathLike[str
         raise InvalidConfigError('Pictures need matplotlib: pip install "iwm[demo]"') from error
     path = Path(path)
     columns = 2 + NEAREST
-    figure = Figure(figsize=(1.55 * columns + 1.3, 1.8 * len(retrievals) + 0.3), dpi=110)
+    figure = Figure(figsize=(1.55 * columns + 1.4, 1.72 * len(retrievals) + 0.3), dpi=110)
     FigureCanvasAgg(figure)
     kind = path.suffix.removeprefix(".").lower()
     if kind not in figure.canvas.get_supported_filetypes():
@@ -45,12 +45,13 @@ def save_retrievals(retrievals: Sequence[Retrieval], path: str | os.PathLike[str
             rotation=0, ha="right", va="center", labelpad=8, fontsize=9,
             color=_RIGHT if item.rank == 1 else _WRONG,
         )  # fmt: skip
+        first = item is retrievals[0]
         panels: list[tuple[Pixels, str, bool | None]] = [
-            (item.source, "source", None),
-            (item.asked, "asked for", None),
+            (item.source, "source" if first else "", None),
+            (item.asked, "view asked for" if first else "", None),
         ]
         for place, (view, right) in enumerate(zip(item.found, item.right, strict=True), start=1):
-            panels.append((view, f"{'✓' if right else '✗'} nearest {place}", right))
+            panels.append((view, f"{'✓' if right else '✗'} rank {place}", right))
         for axis, (pixels, title, verdict) in zip(row, panels, strict=True):
             axis.imshow(pixels.transpose(1, 2, 0), interpolation="nearest")
             axis.set_xticks([])
@@ -60,6 +61,6 @@ def save_retrievals(retrievals: Sequence[Retrieval], path: str | os.PathLike[str
             for spine in axis.spines.values():
                 spine.set_edgecolor(colour if verdict is not None else "#bbbbbb")
                 spine.set_linewidth(2.0 if verdict is not None else 0.8)
-    figure.subplots_adjust(left=0.19, right=0.99, top=0.985, bottom=0.01, wspace=0.06, hspace=0.24)
+    figure.subplots_adjust(left=0.2, right=0.99, top=0.985, bottom=0.01, wspace=0.06, hspace=0.18)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format=kind)

@@ -7,6 +7,7 @@ composited on white, and grayscale, palette, CMYK and 16-bit images become RGB.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import sys
@@ -104,6 +105,12 @@ def iterate(images: Images) -> Iterator[ImageLike]:
         raise InvalidImageError(f"Cannot read a {type(images).__name__} as an image; expected {_KINDS}.")
 
 
+def file_list_hash(root: Path, files: Iterable[Path]) -> str:
+    """sha256 of the sorted paths below `root`, one a line: shows which files a number is about."""
+    listing = "".join(f"{p.relative_to(root).as_posix()}\n" for p in sorted(files))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
 def batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]:
     """Lists of up to `size` images.
 
@@ -121,24 +128,21 @@ def batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]
         batch = list(itertools.islice(stream, size))
 
 
-def list_images(folders: str | Path | list[str] | list[Path]) -> list[Path]:
-    """All image files below one or several folders, sorted.
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """All image files below a folder, sorted.
 
     Raises:
         InvalidDataError: a folder that does not exist or holds no images.
     """
-    roots = [Path(f) for f in (folders if isinstance(folders, list) else [folders])]
-    found: list[Path] = []
-    for root in roots:
-        if not root.is_dir():
-            raise InvalidDataError(f"No such folder: {root}")
-        images = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if not images:
-            raise InvalidDataError(
-                f"No images in {root}; looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too."
-            )
-        found += images
-    return found
+    root = Path(folder)
+    if not root.is_dir():
+        raise InvalidDataError(f"No such folder: {root}")
+    images = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not images:
+        raise InvalidDataError(
+            f"No images in {root}; looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too."
+        )
+    return images
 
 
 def open_rgb(image: ImageLike) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -36,7 +35,7 @@ def mrr_command(
     """Mean reciprocal rank: how well the world model applies or undoes actions."""
     from iwm.cli.demo import print_report
     from iwm.evaluation import mrr
-    from iwm.images import list_images
+    from iwm.images import file_list_hash, list_images
 
     everything = list_images(data)
     count = min(images, len(everything))
@@ -50,7 +49,7 @@ def mrr_command(
         f"iwm eval mrr --model {world_model.config.name} --data {data} --images {images} "
         f"--protocol {protocol} --distribution {distribution} --bank-size {bank_size} --seed {seed}"
     )
-    result = report.to_dict() | {"command": command, "files_sha256": _file_list_hash(data, chosen)}
+    result = report.to_dict() | {"command": command, "files_sha256": file_list_hash(data, chosen)}
     if record:
         record_metric(Path(model), f"{protocol}-mrr-{distribution}", result)
     if as_json:
@@ -71,7 +70,7 @@ def knn_command(
 ) -> None:
     """Nearest-neighbour accuracy of pooled latents, beside the same encoder at random weights."""
     from iwm.evaluation import knn
-    from iwm.images import list_images
+    from iwm.images import file_list_hash, list_images
 
     world_model = load_model(model, device)
     report = knn(
@@ -80,8 +79,8 @@ def knn_command(
     command = f"iwm eval knn --model {world_model.config.name} --train {train} --val {val} -k {k}"
     result = report.to_dict() | {
         "command": command,
-        "train_files_sha256": _file_list_hash(train, list_images(train)),
-        "val_files_sha256": _file_list_hash(val, list_images(val)),
+        "train_files_sha256": file_list_hash(train, list_images(train)),
+        "val_files_sha256": file_list_hash(val, list_images(val)),
     }
     if record:
         record_metric(Path(model), f"knn-{val.parent.name or val.name}", result)
@@ -105,9 +104,3 @@ def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
 
     config = read_config(folder)
     write_text(folder / CONFIG_FILE, config.replace(metrics=config.metrics | {name: value}).to_json())
-
-
-def _file_list_hash(root: Path, files: list[Path]) -> str:
-    """sha256 of the sorted relative paths, one a line: lets an outsider check the choice of files."""
-    listing = "".join(f"{p.relative_to(root).as_posix()}\n" for p in sorted(files))
-    return hashlib.sha256(listing.encode()).hexdigest()

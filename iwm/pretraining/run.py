@@ -11,7 +11,7 @@ import torch
 from iwm.checkpoint import save_model
 from iwm.config import to_json
 from iwm.device import resolve_device
-from iwm.images import list_images
+from iwm.images import file_list_hash, list_images
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
 from iwm.training.loop import prefer_plain_attention, train
@@ -33,7 +33,12 @@ def pretrain(
     Returns:
         Whether all steps are done; False after an interruption, with a checkpoint left.
     """
-    paths = list_images(data)
+    by_folder = {folder: list_images(folder) for folder in data}
+    paths = [path for files in by_folder.values() for path in files]
+    listings = [
+        {"folder": str(folder), "images": len(files), "files_sha256": file_list_hash(folder, files)}
+        for folder, files in by_folder.items()
+    ]
     device = resolve_device(config.device)
     run = RunFolder(out, config, resume=resume)
     torch.manual_seed(config.seed)
@@ -47,6 +52,7 @@ def pretrain(
         described = config.model.replace(
             recipe=recipe | {"command": command},
             provenance={
+                "data": listings,
                 "images": len(paths),
                 "steps": done,
                 "images_seen": done * config.batch_size,

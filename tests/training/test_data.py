@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from iwm.errors import InvalidDataError
-from iwm.images import list_images
 from iwm.training.config import DataConfig, RunConfig
 from iwm.training.data import CropDataset, StepSampler, make_loader, random_crop
 
@@ -30,33 +29,6 @@ def _config(**changes):
 @pytest.fixture
 def paths(tmp_path):
     return [_write(tmp_path / f"{i}.png", 40 + 6 * i, 48, seed=i) for i in range(5)]
-
-
-def test_list_images_is_sorted_nested_and_skips_other_files(tmp_path):
-    names = ["b.JPEG", "a/z.png", "a/deep/er.WebP", "c.tif", "a.jpg"]
-    for name in [*names, "notes.txt", "a/list.csv"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.jpg").mkdir()
-    expected = sorted(tmp_path / name for name in names)
-    assert list_images(tmp_path) == expected
-    assert list_images(str(tmp_path)) == expected
-
-
-def test_list_images_of_several_folders(tmp_path):
-    for name in ("one/b.png", "one/a.png", "two/0.png"):
-        _write(tmp_path / name, 4, 4)
-    got = list_images([tmp_path / "two", tmp_path / "one"])
-    assert got == [tmp_path / "two/0.png", tmp_path / "one/a.png", tmp_path / "one/b.png"]
-
-
-def test_list_images_names_the_folder_at_fault(tmp_path):
-    _write(tmp_path / "good/a.png", 4, 4)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidDataError, match=r"No such folder: .*missing"):
-        list_images([tmp_path / "good", tmp_path / "missing"])
-    with pytest.raises(InvalidDataError, match=r"No images in .*empty; looked for .*\.jpg"):
-        list_images([tmp_path / "good", tmp_path / "empty"])
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(10, 4), (7, 7), (3, 8), (1, 3)])

@@ -1,0 +1,163 @@
+"""What `iwm` says about itself: help, examples that can be typed, suggestions, errors in one line."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from typer.main import get_command
+
+import iwm
+from iwm.cli.main import app
+from iwm.cli.pretrain import parse_overrides, set_dotted
+from iwm.config import to_json
+from iwm.pretraining.recipes import find_recipe
+
+
+def _commands(group, *path):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+ROOT = get_command(app)
+COMMANDS = dict(_commands(ROOT))
+
+
+def _example(text):
+    """The command between the first bold marks that hold options, as words."""
+    found = [re.sub(r"\.$", "", example) for example in re.findall(r"\[bold\](.+?)\[/bold\]", text)]
+    words = shlex.split(max(found, key=len))
+    assert words[0] == "iwm"
+    return words[1:]
+
+
+def _parse(words):
+    """Read a command line as the program would, without running it; what is left over comes back."""
+    path = tuple(words[:2]) if tuple(words[:2]) in COMMANDS else tuple(words[:1])
+    context = COMMANDS[path].make_context(path[-1], words[len(path) :])
+    return path, context.args
+
+
+def test_help_lists_every_command_and_what_to_type_first(command):
+    shown = command("--help")
+    assert shown.code == 0
+    for name in ROOT.commands:
+        assert re.search(rf"^│ {name} +\w", shown.out, re.MULTILINE), name
+    assert "First steps: iwm demo, then iwm search FOLDER --image photo.jpg" in shown.words
+    for name in ROOT.commands["eval"].commands:
+        assert re.search(rf"^│ {name} +\w", command("eval", "--help").out, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("words", [[], ["eval"]], ids=["iwm", "iwm eval"])
+def test_nothing_to_do_shows_the_help(command, words):
+    asked, bare = command(*words, "--help"), command(*words)
+    assert bare.words == asked.words
+    assert (asked.code, bare.code) == (0, 2)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_help_ends_with_an_example(command, path, flag):
+    shown = command(*path, flag)
+    example = shlex.split(shown.words.rpartition("Example: ")[2])
+    assert shown.code == 0
+    assert example[: len(path) + 1] == ["iwm", *path]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_example_can_be_typed(path):
+    found, left = _parse(_example(COMMANDS[path].epilog))
+    assert found == path
+    if path == ("pretrain",):
+        fields = json.loads(to_json(find_recipe("iwm-tiny")))
+        for name, value in parse_overrides(left):
+            set_dotted(fields, name, value)
+    else:
+        assert left == []
+
+
+def test_the_first_steps_can_be_typed():
+    assert _parse(_example(ROOT.epilog)) == (("search",), [])
+
+
+def test_version(command):
+    shown = command("--version")
+    assert (shown.code, shown.out, shown.err) == (0, f"iwm {iwm.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "suggestion"),
+    [
+        (["serch"], "Did you mean 'search'?"),
+        (["eval", "mmr"], "Did you mean 'mrr'?"),
+        (["list", "--jsn"], "--json"),
+        (["encode", "a.jpg", "--uot", "b.safetensors"], "--out"),
+        (["search", "photos", "--image", "a.jpg", "--brightnes", "1"], "--brightness"),
+        (["eval", "knn", "--trian", "a", "--val", "b"], "--train"),
+        (["demo", "--bank-sizes", "20"], "--bank-size"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_wrong_word_gets_a_suggestion(command, words, suggestion):
+    shown = command(*words)
+    assert (shown.code, shown.out) == (2, "")
+    assert suggestion in shown.words.replace(" ".join(words), "")
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["encode"], "images"),
+        (["encode", "a.jpg"], "--out"),
+        (["search", "photos"], "--image"),
+        (["eval", "mrr"], "--data"),
+        (["eval", "knn", "--train", "a"], "--val"),
+        (["pretrain", "--recipe", "iwm-tiny", "--data", "a"], "--out"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_what_is_missing_is_named(command, words, missing):
+    shown = command(*words)
+    assert (shown.code, shown.out) == (2, "")
+    assert re.search(rf"Missing (argument|option) '{missing}'", shown.words)
+
+
+def test_an_error_in_a_fresh_process_is_one_line_and_exit_status_1(fresh):
+    assert fresh("info", "iwm-tinny").error == (
+        'Error: No model is called "iwm-tinny". Did you mean "iwm-tiny" or "iwm-tiny-inv"? See `iwm list`.\n'
+    )
+
+
+def test_an_error_shows_brackets_as_they_are(command):
+    assert 'No model is called "[bold]x[/y]".' in command("info", "[bold]x[/y]").error
+
+
+@pytest.mark.parametrize("words", [["encode", "PHOTOS", "--out", "OUT"], ["eval", "mrr", "--data", "PHOTOS"]])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "iwm-tyni"], 'called "iwm-tyni".*Did you mean "iwm-tiny"'),
+        (["--model", "iwm-equi-18-384"], r"recipe only.*`iwm pretrain --recipe iwm-equi-18-384 "),
+        (["--model", "MODEL", "--device", "gpux"], 'Cannot use device "gpux".*Try "cpu" or "auto"'),
+    ],
+    ids=["unknown", "unpublished", "device"],
+)
+def test_a_model_that_cannot_be_had(command, photos, model_folder, tmp_path, words, options, message):
+    places = {"PHOTOS": photos, "OUT": tmp_path / "out.safetensors", "MODEL": model_folder}
+    assert re.search(message, command(*[places.get(word, word) for word in words + options]).error)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_help_loads_no_heavy_module(environment):
+    code = (
+        "import sys, iwm.cli.main; print(*{'torch', 'timm', 'pydantic', 'matplotlib'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "\n"

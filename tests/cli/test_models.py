@@ -1,0 +1,124 @@
+"""`iwm list` and `iwm info`: as tables for people and as JSON that holds the same."""
+
+import json
+
+import pytest
+
+import iwm
+from iwm.checkpoint import read_config
+from iwm.zoo import ZOO
+
+
+def _count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("pattern", ["*", "iwm-tiny*", "*equi*", "iwm-inv-12-384"])
+def test_list_json(command, pattern):
+    rows = {row["name"]: row for row in command("list", pattern, "--json").json}
+    assert list(rows) == iwm.list_models(pattern)
+    for name, row in rows.items():
+        assert row["weights"] == ZOO[name].weights
+        assert row["summary"] == ZOO[name].summary
+        assert row["input"] == ZOO[name].config.preprocess.size
+        assert isinstance(row["license"], str)
+        assert row["license"]
+
+
+def test_list_counts_parameters(command):
+    rows = {row["name"]: row["parameters"] for row in command("list", "--json").json}
+    for name in ("iwm-tiny", "iwm-tiny-inv"):
+        assert rows[name] == _count(iwm.load(name, pretrained=False))
+    assert round(rows["iwm-equi-18-384"] / 1e6, 1) == 118.6
+
+
+def test_list_shows_every_model_on_one_line(command):
+    shown = command("list")
+    assert (shown.code, shown.err) == (0, "")
+    heading, *lines = shown.out.splitlines()
+    assert heading.split() == ["name", "parameters", "input", "weights", "licence", "apply-MRR"]
+    rows = {row["name"]: row for row in command("list", "--json").json}
+    for line, (name, row) in zip(lines, rows.items(), strict=False):
+        assert len(line) <= 80
+        for value in (name, f"{row['parameters'] / 1e6:.1f} M", f"{row['input']} px", row["weights"]):
+            assert value in line
+    assert lines[-1] == "More about one: iwm info NAME"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "suggestion"),
+    [("iwm-tyni", 'Did you mean "iwm-tiny"'), ("zzz*", "Choose from: iwm-equi-12-384, ")],
+)
+def test_list_without_a_match_names_what_there_is(command, pattern, suggestion):
+    for options in ([], ["--json"]):
+        error = command("list", pattern, *options).error
+        assert f'No model matches "{pattern}".' in error
+        assert suggestion in error
+
+
+def test_list_shows_a_recorded_score(command, monkeypatch, model_folder):
+    _give_metrics(model_folder)
+    monkeypatch.setattr("iwm.zoo.ZooEntry.folder", model_folder)
+    assert command("list", "iwm-tiny").out.splitlines()[1].split()[-1] == "0.625"
+    assert command("list", "iwm-tiny", "--json").json[0]["metrics"] == read_config(model_folder).metrics
+
+
+def _give_metrics(folder):
+    described = json.loads((folder / "config.json").read_text())
+    described["metrics"] = {
+        "apply-mrr-full": {"overall": {"mrr": 0.625}, "command": "iwm eval mrr --data a"},
+        "knn-b": {"accuracy": 0.5, "command": "iwm eval knn --train b"},
+    }
+    described["provenance"] = {"images": 12, "machine": "a heap of sand"}
+    (folder / "config.json").write_text(json.dumps(described))
+
+
+def test_info_json_is_the_config_and_the_parameters(command, model_folder):
+    _give_metrics(model_folder)
+    shown = command("info", model_folder, "--json").json
+    model = iwm.load(model_folder)
+    assert shown.pop("parameters") == {
+        "encoder": _count(model.encoder),
+        "predictor": _count(model.predictor),
+    }
+    assert shown == json.loads((model_folder / "config.json").read_text())
+
+
+def test_info_of_a_folder(command, model_folder, monkeypatch):
+    _give_metrics(model_folder)
+    monkeypatch.chdir(model_folder.parent)
+    shown = command("info", "model")
+    assert shown.code == 0
+    for line in (
+        "tiny in model",
+        "licence unspecified",
+        "images 12",
+        "machine a heap of sand",
+        "apply-mrr-full 0.625 iwm eval mrr --data a",
+        "knn-b 0.500 iwm eval knn --train b",
+    ):
+        assert line in [" ".join(printed.split()) for printed in shown.out.splitlines()]
+    assert "arXiv:2403.00504" in shown.out
+
+
+@pytest.mark.parametrize("name", ["iwm-tiny-inv", "iwm-equi-36-512"])
+def test_info_of_a_recipe_says_how_to_train_it(command, name):
+    shown = command("info", name)
+    assert shown.code == 0
+    assert f"iwm pretrain --recipe {name} --data FOLDER --out DIR" in shown.words
+    assert f"licence {ZOO[name].config.license}" in shown.words
+    assert "weights recipe only" in shown.words
+
+
+def test_info_tells_of_the_default_model(command):
+    assert command("info", "--json").json == command("info", "iwm-tiny", "--json").json
+    assert command("info").out.startswith("iwm-tiny: ")
+    assert command("info", "--json").json["name"] == iwm.load().config.name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("iwm-equi-18-483", 'Did you mean "iwm-equi-18-384"'), ("FOLDER", "is not a model folder")],
+)
+def test_info_of_something_else(command, photos, name, message):
+    assert message in command("info", photos if name == "FOLDER" else name).error

@@ -1,0 +1,151 @@
+"""Dotted options of `iwm pretrain`: how they are read, and what is said of wrong ones."""
+
+import json
+import re
+
+import pytest
+
+from iwm.cli.pretrain import parse_overrides, set_dotted
+from iwm.config import from_dict, to_json
+from iwm.errors import InvalidConfigError
+from iwm.pretraining.config import PretrainConfig
+from iwm.pretraining.recipes import RECIPES, find_recipe
+
+
+@pytest.mark.parametrize(
+    ("words", "pairs"),
+    [
+        ([], []),
+        (["--optim.lr", "5e-4"], [("optim.lr", 5e-4)]),
+        (["--optim.lr=5e-4", "--ema", "1"], [("optim.lr", 5e-4), ("ema", 1)]),
+        (["--data.crop-scale", "[0.5, 1]"], [("data.crop_scale", [0.5, 1])]),
+        (["--masks.unmasked", "-1"], [("masks.unmasked", -1)]),
+        (["--model.actions.symmetric", "true"], [("model.actions.symmetric", True)]),
+        (["--precision", "float32"], [("precision", "float32")]),
+        (["--model.license=a=b --c"], [("model.license", "a=b --c")]),
+        (["--model.name="], [("model.name", "")]),
+        (["--ema", "0.9", "--ema", "0.8"], [("ema", 0.9), ("ema", 0.8)]),
+    ],
+    ids=str,
+)
+def test_words_become_names_and_values(words, pairs):
+    before = list(words)
+    found = parse_overrides(words)
+    assert found == pairs
+    assert [type(value) for _, value in found] == [type(value) for _, value in pairs]
+    assert words == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["photos"], 'Unexpected word "photos"; options look like --optim.lr 5e-4.'),
+        (["--ema", "0.9", "0.8"], 'Unexpected word "0.8"; options look like --optim.lr 5e-4.'),
+        (["--optim.lr"], "--optim.lr needs a value; options look like --optim.lr 5e-4."),
+        (["--optim.lr", "--ema", "1"], "--optim.lr needs a value; options look like --optim.lr 5e-4."),
+    ],
+)
+def test_words_that_are_no_options(words, message):
+    with pytest.raises(InvalidConfigError, match=f"^{re.escape(message)}$"):
+        parse_overrides(words)
+
+
+@pytest.fixture
+def fields():
+    return {"steps": 1, "optim": {"lr": 0.1, "betas": [0.9, 0.99]}, "model": {"predictor": {"depth": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "changed"),
+    [
+        ("steps", 5, {"steps": 5}),
+        ("optim.lr", 0.2, {"optim": {"lr": 0.2, "betas": [0.9, 0.99]}}),
+        ("optim.betas", [0.5, 0.6], {"optim": {"lr": 0.1, "betas": [0.5, 0.6]}}),
+        ("model.predictor.depth", "x", {"model": {"predictor": {"depth": "x"}}}),
+    ],
+)
+def test_a_field_is_set_and_no_other(fields, name, value, changed):
+    expected = fields | changed
+    set_dotted(fields, name, value)
+    assert fields == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("stesp", '"steps"'),
+        ("optim.lrr", '"optim.lr"'),
+        ("optm.lr", '"optim.lr"'),
+        ("optim", '"optim.lr"'),
+        ("optim.lr.start", '"optim.lr"'),
+        ("model.predictor", '"model.predictor.depth"'),
+        ("predictor.depth", '"model.predictor.depth"'),
+    ],
+)
+def test_a_name_that_does_not_exist_gets_a_suggestion(fields, name, suggestion):
+    before = json.loads(json.dumps(fields))
+    with pytest.raises(InvalidConfigError, match=rf"No field --{re.escape(name)}\.") as caught:
+        set_dotted(fields, name, 1)
+    assert suggestion in str(caught.value)
+    assert fields == before
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_field_of_a_recipe_can_be_set_to_what_it_is(recipe):
+    config = find_recipe(recipe)
+    fields = json.loads(to_json(config))
+    words = []
+
+    def collect(holder, prefix=""):
+        for name, value in holder.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{name}.")
+            else:
+                words.extend([f"--{prefix}{name}", value if isinstance(value, str) else json.dumps(value)])
+
+    collect(fields)
+    assert len(words) > 70
+    for name, value in parse_overrides(words):
+        set_dotted(fields, name, value)
+    assert from_dict(PretrainConfig, fields) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.predictor.dept", "4"], r'No field --model\.predictor\.dept\. Did you mean "model\.predictor\.depth"'),
+        (["--batchsize", "4"], r'No field --batchsize\. Did you mean "batch_size"'),
+        (["--optim.lr"], r"--optim\.lr needs a value"),
+        (["more"], r'Unexpected word "more"'),
+        (["--optim.lr", "fast"], r"optim\.lr is 'fast': Input should be a valid number"),
+        (["--model.predictor.depth", "1.5"], r"model\.predictor\.depth is 1\.5: Input should be a valid integer"),
+        (["--model.predictor.layout", "inplac"], r"model\.predictor\.layout is 'inplac': .*'append' or 'inplace'"),
+        (["--precision", "fp8"], r"precision is 'fp8': .*'float32' or 'bf16'"),
+        (["--model.encoder.heads", "[2]"], r"model\.encoder\.heads is \[2\]: Input should be a valid integer"),
+        (["--optim.lr", "-1"], r"optim\.lr is -1\.0; it must be positive"),
+        (["--optim.lr", "NaN"], r"optim\.lr is nan; it must be positive"),
+        (["--model.encoder.heads", "3"], r"encoder\.width 32 must be divisible by 4 and by heads \(3\)"),
+        (["--data.crop_scale", "[0.9, 0.3]"], r"data\.crop_scale is \(0\.9, 0\.3\); use 0 < low <= high <= 1"),
+        (["--ema", "2"], r"ema is 2\.0; it must be 0 to 1"),
+        (["--device", "gpux"], r'Cannot use device "gpux".*Try "cpu" or "auto"'),
+        (["--recipe", "iwm-tyni"], r'No recipe is called "iwm-tyni"\. Did you mean "iwm-tiny"'),
+        (["--data", "nowhere"], r"No such folder: nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_run_that_cannot_start_writes_nothing(command, pretrain_words, photos, tmp_path, options, message):
+    words = ["pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", tmp_path / "run"]
+    assert re.search(message, command(*words, *pretrain_words, *options).error)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--steps", 0, "greater than or equal to 1"), ("--batch-size", "many", "valid integer"), ("--seed", -1, "0")],
+)  # fmt: skip
+def test_plain_options_are_checked_too(command, photos, tmp_path, option, value, message):
+    words = ["pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", tmp_path / "run"]
+    shown = command(*words, option, value)
+    assert shown.code == 2
+    assert f"Invalid value for '{option}'" in shown.words
+    assert message in shown.words

@@ -1,0 +1,128 @@
+"""`iwm pretrain`: whole runs in fresh processes, interrupted and continued as it says."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import iwm
+from iwm.checkpoint import read_config
+from iwm.config import from_dict
+from iwm.pretraining.config import PretrainConfig
+
+
+def _steps(out):
+    return [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(fresh, photos, pretrain_words, tmp_path_factory):
+    """A run of four steps in a fresh process: its folder, the words typed, how it ended."""
+    out = tmp_path_factory.mktemp("runs") / "new" / "run"
+    words = [
+        "pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", out, "--steps", 4,
+        *pretrain_words, "--optim.lr=5e-4", "--data.crop-scale", "[0.5, 1]", "--log-every", 2,
+    ]  # fmt: skip
+    return out, words, fresh(*words)
+
+
+def test_a_run_ends_with_a_model_and_what_to_do_with_it(finished, photos):
+    out, _, done = finished
+    assert done.code == 0, done.err
+    assert done.out == (
+        f'Trained 4 steps. Load it: iwm.load("{out}")\nMeasure it: iwm eval mrr --model {out} --data FOLDER\n'
+    )
+    assert "Traceback" not in done.err
+    assert _steps(out) == [2, 4]
+    model = iwm.load(out)
+    assert model.encode(photos / "class0" / "00.jpg").tokens.shape == (1, 16, 32)
+    assert (model.config.predictor.width, model.config.predictor.layout) == (32, "inplace")
+
+
+def test_a_run_records_its_settings_command_and_provenance(finished, photos):
+    out, _, _ = finished
+    config = from_dict(PretrainConfig, json.loads((out / "run.json").read_text()))
+    assert (config.steps, config.batch_size, config.log_every, config.device) == (4, 4, 2, "cpu")
+    assert (config.optim.lr, config.data.crop_scale, config.data.workers) == (5e-4, (0.5, 1.0), 0)
+    assert config.masks.unmasked == 0.2
+    described = read_config(out)
+    assert described.recipe["optim"]["lr"] == 5e-4
+    assert described.provenance["images"] == 12
+    assert described.provenance["images_seen"] == 16
+    typed = shlex.split(described.recipe["command"])
+    assert typed[:6] == ["iwm", "pretrain", "--recipe", "iwm-tiny", "--data", str(photos)]
+    for option, value in (("--steps", "4"), ("--optim.lr", "0.0005"), ("--data.crop_scale", "[0.5, 1]")):
+        assert typed[typed.index(option) + 1] == value
+
+
+def test_the_recorded_command_runs_the_same_again(command, finished, tmp_path):
+    out, _, _ = finished
+    typed = shlex.split(read_config(out).recipe["command"])
+    typed[typed.index(str(out))] = str(tmp_path / "again")
+    assert command(*typed[1:]).code == 0
+    assert (tmp_path / "again" / "run.json").read_bytes() == (out / "run.json").read_bytes()
+    assert _steps(tmp_path / "again") == [2, 4]
+
+
+def test_a_second_run_is_refused_and_resume_continues(command, finished):
+    out, words, _ = finished
+    before = (out / "model.safetensors").read_bytes()
+    assert "holds a training run already. Add --resume to continue it" in command(*words).error
+    assert (out / "model.safetensors").read_bytes() == before
+    other = command(*words, "--resume", "--seed", 9).error
+    assert "cannot be resumed with other settings: seed was 0, now 9" in other
+    done = command(*words, "--resume", "--steps", 6)
+    assert (done.code, done.out.splitlines()[0]) == (0, f'Trained 6 steps. Load it: iwm.load("{out}")')
+    assert _steps(out) == [2, 4, 6]
+    assert read_config(out).provenance["steps"] == 6
+    assert (out / "model.safetensors").read_bytes() != before
+    assert "--steps 6" in read_config(out).recipe["command"]
+    assert "--resume" not in read_config(out).recipe["command"]
+
+
+def test_several_data_folders(command, photos, pretrain_words, tmp_path):
+    out = tmp_path / "run"
+    folders = ["--data", photos / "class0", "--data", photos / "class1"]
+    words = ["pretrain", "--recipe", "iwm-tiny-inv", *folders, "--out", out, "--steps", 1, *pretrain_words]
+    assert command(*words).code == 0
+    described = read_config(out)
+    assert (described.name, described.predictor.conditioning) == ("iwm-tiny-inv", "none")
+    assert described.provenance["images"] == 12
+    typed = shlex.split(described.recipe["command"])
+    assert [typed[i + 1] for i, word in enumerate(typed) if word == "--data"] == [
+        str(photos / "class0"), str(photos / "class1")
+    ]  # fmt: skip
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(
+    command, environment, photos, pretrain_words, tmp_path
+):
+    out = tmp_path / "my run"
+    words = ["pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", out, "--steps", 300]
+    words += [*pretrain_words, "--log-every", 1, "--checkpoint-every", 1000]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "iwm", *map(str, words)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not (out / "metrics.jsonl").exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    printed, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert "Traceback" not in errors
+    left = read_config(out).provenance["steps"]
+    assert 0 < left < 300
+    assert iwm.load(out).config.encoder.width == 32
+    told = re.fullmatch(
+        r"Stopped; the checkpoint is in (.+)\. Continue: (iwm pretrain .+ --resume)\n", printed
+    )
+    assert told[1] == str(out)
+    assert command(*shlex.split(told[2])[1:]).code == 0
+    assert read_config(out).provenance["steps"] == 300
+    assert _steps(out) == list(range(1, 301))

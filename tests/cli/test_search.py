@@ -1,0 +1,96 @@
+"""`iwm search`: the ranking of a direct computation, whatever the action."""
+
+import re
+
+import pytest
+
+import iwm
+
+ACTIONS = [
+    (["--brightness", "0.6"], {"brightness": 0.6}),
+    (["--contrast", "1.4"], {"contrast": 1.4}),
+    (["--saturation", "0.5"], {"saturation": 0.5}),
+    (["--hue", "-0.2"], {"hue": -0.2}),
+    (["--grayscale"], {"grayscale": True}),
+    (["--blur", "1.5"], {"blur": 1.5}),
+    (["--solarize"], {"solarize": True}),
+    (["--brightness", "1.3", "--hue=0.1", "--blur=1"], {"brightness": 1.3, "hue": 0.1, "blur": 1.0}),
+]
+
+
+@pytest.mark.parametrize("index", [0, 7])
+def test_without_an_action_a_photograph_finds_itself(command, photos, files, model_folder, index):
+    shown = command("search", photos, "--image", files[index], "--model", model_folder, "--json").json
+    first, *others = shown["hits"]
+    assert first == {"path": str(files[index]), "distance": pytest.approx(0.0, abs=1e-3)}
+    assert len(others) == 4
+    assert all(hit["distance"] > 1.0 for hit in others)
+
+
+@pytest.mark.parametrize(("options", "parameters"), ACTIONS, ids=lambda value: " ".join(value))
+def test_an_action_ranks_as_the_library_does(command, photos, files, model_folder, options, parameters):
+    words = ["search", photos, "-i", files[3], "-m", model_folder, "-k", 12, "--json"]
+    shown = command(*words, *options).json
+    model, action = iwm.load(model_folder), iwm.Action(**parameters)
+    hits = iwm.Bank.from_images(model, files).search(model.predict(files[3], action), k=12)
+    assert [hit["path"] for hit in shown["hits"]] == [str(path) for path in hits.ids[0]]
+    distances = [hit["distance"] for hit in shown["hits"]]
+    assert distances == pytest.approx(hits.distances[0].tolist(), abs=2e-3)
+    assert distances == sorted(distances)
+    assert (shown["image"], shown["action"], shown["images"]) == (str(files[3]), str(action), 12)
+
+
+def test_the_table_in_a_fresh_process_is_what_json_says(fresh, command, monkeypatch, photos, model_folder):
+    monkeypatch.chdir(photos)
+    words = ["search", ".", "-i", "class0/06.jpg", "-m", model_folder, "-k", 3, "--grayscale"]
+    done = fresh(*words, cwd=photos)
+    assert (done.code, done.err) == (0, "")
+    heading, columns, *lines = done.out.splitlines()
+    assert heading == "class0/06.jpg as: grayscale=True; nearest of 12 images"
+    assert columns.split() == ["rank", "distance", "path"]
+    hits = command(*words, "--json").json["hits"]
+    assert len(lines) == len(hits) == 3
+    for rank, (line, hit) in enumerate(zip(lines, hits, strict=True), start=1):
+        printed_rank, distance, path = line.split(maxsplit=2)
+        assert int(printed_rank) == rank
+        assert float(distance) == pytest.approx(hit["distance"], abs=0.01)
+        assert path.strip() == hit["path"]
+
+
+@pytest.mark.parametrize(("k", "shown"), [(1, 1), (12, 12), (500, 12)])
+def test_k_hits_or_as_many_as_there_are(command, photos, files, model_folder, k, shown):
+    words = ["search", photos, "-i", files[0], "-m", model_folder, "-k", k, "--json"]
+    assert len(command(*words).json["hits"]) == shown
+
+
+@pytest.mark.parametrize(
+    ("folder", "image", "options", "message"),
+    [
+        ("missing", "PHOTO", [], r"No such folder: .*missing"),
+        ("broken.jpg", "PHOTO", [], r"No such folder: .*broken\.jpg"),
+        ("empty", "PHOTO", [], r"No images in .*empty; looked for .*\.jpg"),
+        (".", "PHOTO", [], r"Cannot read .*broken\.jpg as an image"),
+        ("PHOTOS", "missing.jpg", [], r"No such image file: .*missing\.jpg"),
+        ("PHOTOS", "broken.jpg", [], r"Cannot read .*broken\.jpg as an image"),
+        ("PHOTOS", "PHOTO", ["--hue", "0.7"], r"hue is 0\.7; it must be -0\.5 to 0\.5 turns"),
+        ("PHOTOS", "PHOTO", ["--brightness", "-1"], r"brightness is -1\.0; it must be a factor of 0"),
+        ("PHOTOS", "PHOTO", ["--blur", "nan"], r"blur is nan; it must be a sigma"),
+    ],
+    ids=[
+        "no folder", "a file", "no images", "unreadable", "no image", "no photograph", "hue", "brightness",
+        "blur",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_searched(
+    command, photos, files, bad_photo, model_folder, folder, image, options, message
+):
+    places = {"PHOTOS": photos, "PHOTO": files[0]}
+    (bad_photo.parent / "empty").mkdir()
+    words = [places.get(name, bad_photo.parent / name) for name in (folder, image)]
+    assert re.search(message, command("search", words[0], "-i", words[1], "-m", model_folder, *options).error)
+
+
+def test_k_must_be_positive(command, photos, files):
+    shown = command("search", photos, "-i", files[0], "-k", 0)
+    assert (shown.code, shown.out) == (2, "")
+    assert "Invalid value for '-k'" in shown.words

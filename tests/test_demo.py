@@ -1,0 +1,111 @@
+"""What the demo computes: banks, ranks and retrieved views, against a plain computation."""
+
+import socket
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from iwm.actions import Action
+from iwm.demo import ACTIONS, NEAREST, default_images, photographs, retrieve
+from iwm.errors import IWMError
+from iwm.world_model import WorldModel
+
+SOME = {"brighter": Action(brightness=1.5), "gray": Action(grayscale=True), "other": Action(hue=0.2)}
+
+
+@pytest.fixture
+def model(tiny_config):
+    """Random weights everywhere, so that predictions depend on the action."""
+    model = WorldModel(tiny_config())
+    for name, weights in model.named_parameters():
+        torch.nn.init.normal_(weights, std=0.1 if name.startswith("encoder") else 0.5)
+    return model
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (40, 50, 3), dtype=np.uint8) for _ in range(2)]
+
+
+def test_rows_are_what_a_plain_computation_finds(model, images):
+    rows = list(retrieve(model, images, SOME, bank_size=9, seed=4))
+    assert [(row.name, row.action, row.bank_size) for row in rows] == [(n, a, 9) for n, a in SOME.items()]
+    for index, row in enumerate(rows):
+        pixels = model.preprocess.one(images[index % 2])
+        actions = [*SOME.values(), *Action.sample(6, seed=4 + index % 2)]
+        views = [action.apply(pixels) for action in actions]
+        query = model.predict(pixels, row.action).tokens
+        found = [(model.encode(view).tokens - query).norm().item() for view in views]
+        order = sorted(range(9), key=found.__getitem__)
+        assert row.rank == order.index(index) + 1
+        np.testing.assert_array_equal(row.source, pixels.numpy())
+        np.testing.assert_array_equal(row.asked, views[index].numpy())
+        assert len(row.found) == len(row.right) == NEAREST
+        for place, shown, right in zip(order, row.found, row.right, strict=False):
+            np.testing.assert_array_equal(shown, views[place].numpy())
+            assert right == (place == index)
+
+
+def test_a_model_that_acts_perfectly_ranks_first(model, images, monkeypatch):
+    monkeypatch.setattr(
+        WorldModel, "predict", lambda self, image, action: self.encode(action.apply(self.preprocess.one(image)))
+    )  # fmt: skip
+    rows = list(retrieve(model, images, bank_size=20))
+    assert [row.name for row in rows] == list(ACTIONS)
+    assert [row.rank for row in rows] == [1] * len(ACTIONS)
+    assert all(row.right == [True, False, False] for row in rows)
+
+
+def test_views_shown_are_pictures(model, images):
+    for row in retrieve(model, images, SOME, bank_size=5):
+        for pixels in (row.source, row.asked, *row.found):
+            assert (pixels.shape, pixels.dtype) == ((3, 32, 32), np.float32)
+            assert pixels.min() >= 0.0
+            assert pixels.max() <= 1.0
+
+
+def test_the_seed_decides_the_bank(model, images):
+    def found(seed):
+        return np.stack([pixels for row in retrieve(model, images, SOME, bank_size=30, seed=seed) for pixels in row.found])  # fmt: skip
+
+    np.testing.assert_array_equal(found(0), found(0))
+    assert not np.array_equal(found(0), found(1))
+
+
+@pytest.mark.parametrize(
+    ("actions", "size", "needed"), [(None, 9, 10), (SOME, 2, 3), ({"gray": SOME["gray"]}, 2, 3)]
+)
+def test_a_bank_that_is_too_small_is_refused(model, images, actions, size, needed):
+    with pytest.raises(IWMError, match=f"bank_size is {size}; the demo needs at least {needed}"):
+        next(iter(retrieve(model, images, actions, bank_size=size)))
+
+
+def test_the_default_photographs_need_no_network(monkeypatch):
+    pytest.importorskip("skimage")
+
+    def refuse(*_):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    images = default_images([])
+    assert len(images) == 4
+    for image in images:
+        assert image.dtype == np.uint8
+        assert image.ndim == 3
+        assert image.shape[2] == 3
+        assert min(image.shape[:2]) >= 300
+    assert len({image.tobytes() for image in images}) == 4
+
+
+def test_named_photographs_replace_the_default_ones(tmp_path):
+    assert default_images([tmp_path / "a.jpg", "b.jpg"]) == [tmp_path / "a.jpg", type(tmp_path)("b.jpg")]
+
+
+def test_without_scikit_image_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(IWMError, match=r'pip install "iwm\[demo\]"'):
+        photographs()

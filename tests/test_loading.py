@@ -1,0 +1,274 @@
+"""From a name or a folder to a model, and the zoo's table."""
+
+import os
+import re
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import iwm
+from iwm.actions import Action
+from iwm.checkpoint import read_config, save_model
+from iwm.device import resolve_device
+from iwm.encoder import Encoder
+from iwm.errors import (
+    IncompatibleWeightsError,
+    InvalidConfigError,
+    UnknownModelError,
+    UnknownTaskError,
+    WeightsUnavailableError,
+)
+from iwm.loading import list_models, load
+from iwm.pretraining.recipes import find_recipe
+from iwm.world_model import WorldModel
+from iwm.zoo import DEFAULT, ZOO, find_entry
+
+# Encoder width and depth, predictor depth and width, jitter of the brightness [tables 4, S1, S2, S4].
+PAPER = {
+    "iwm-equi-18-384": (768, 12, 18, 384, 0.4),
+    "iwm-equi-12-384": (768, 12, 12, 384, 0.5),
+    "iwm-inv-12-384": (768, 12, 12, 384, 0.4),
+    "iwm-equi-36-512": (1024, 24, 36, 512, 0.4),
+    "iwm-inv-18-384-l16": (1024, 24, 18, 384, 0.4),
+}
+NAMES = ["iwm-tiny", "iwm-tiny-inv", *PAPER]
+RECIPE_ONLY = [name for name in NAMES if ZOO[name].weights == "recipe only"]
+ACTION = Action(brightness=1.5, hue=0.1)
+
+
+@pytest.fixture
+def model(tiny_config):
+    return WorldModel(tiny_config())
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def outputs(model, images):
+    latent = model.encode(images)
+    return latent.tokens.float(), model.apply_action(latent, ACTION).tokens.float()
+
+
+def close(actual, expected, atol):
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+def test_a_saved_model_gives_what_its_rounded_weights_give(model, folder):
+    images = torch.rand(2, 3, 32, 32)
+    loaded = WorldModel.from_pretrained(folder)
+    close(outputs(loaded, images), outputs(model, images), atol=1e-2)
+    model.load_state_dict({name: tensor.half().float() for name, tensor in model.state_dict().items()})
+    for a, b in zip(outputs(loaded, images), outputs(model, images), strict=True):
+        assert torch.equal(a, b)
+    assert loaded.config == model.config
+    assert loaded.space == model.space
+    assert not any(module.training for module in loaded.modules())
+    assert {(p.dtype, p.requires_grad) for p in loaded.parameters()} == {(torch.float32, True)}
+
+
+@pytest.mark.parametrize("name", ["str", "path"])
+def test_load_and_from_pretrained_take_folders(folder, name):
+    given = str(folder) if name == "str" else folder
+    images = torch.rand(1, 3, 32, 32)
+    expected = outputs(load(given), images)
+    close(outputs(WorldModel.from_pretrained(given), images), expected, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float64, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.1)]
+)
+def test_dtypes_share_one_space(folder, dtype, atol):
+    images = torch.rand(2, 3, 32, 32)
+    plain, other = load(folder), load(folder, dtype=dtype)
+    assert {p.dtype for p in other.parameters()} == {dtype}
+    assert other.space == plain.space
+    assert other.encode(images).tokens.dtype == dtype
+    close(outputs(other, images), outputs(plain, images), atol)
+    plain.apply_action(other.encode(images), ACTION)
+
+
+def test_the_student_replaces_the_encoder_alone(model, tmp_path):
+    student = Encoder(model.config.encoder, model.config.preprocess)
+    save_model(tmp_path, model.config, model, student)
+    teacher, loaded = load(tmp_path), load(tmp_path, branch="student")
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(loaded.encoder.state_dict()[name], tensor.half().float())
+    for name, tensor in teacher.predictor.state_dict().items():
+        assert torch.equal(loaded.predictor.state_dict()[name], tensor)
+    assert loaded.space != teacher.space
+    close(outputs(load(tmp_path, branch="teacher"), torch.ones(3, 32, 32)),
+          outputs(teacher, torch.ones(3, 32, 32)), atol=0)  # fmt: skip
+
+
+def test_a_folder_without_a_student(folder):
+    with pytest.raises(WeightsUnavailableError, match=r'no student\.safetensors; use branch="teacher"'):
+        load(folder, branch="student")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"backend": "torhc"}, InvalidConfigError, 'No backend is called "torhc". Did you mean "torch"'),
+        ({"branch": "techer"}, InvalidConfigError, 'No branch is called "techer". Did you mean "teacher"'),
+        ({"device": "gpu"}, InvalidConfigError, 'Cannot use device "gpu": .* Try "cpu" or "auto"'),
+        ({"device": "cuda:99"}, InvalidConfigError, 'Cannot use device "cuda:99": .* Try "cpu" or "auto"'),
+        ({"task": "in1k"}, UnknownTaskError, '"iwm-tiny" has no task "in1k".* Leave task out'),
+        ({"revision": "main"}, UnknownModelError, '"iwm-tiny" is not on the Hub.* leave revision out'),
+    ],
+)
+def test_options_that_cannot_be_met(options, error, words):
+    with pytest.raises(error, match=words):
+        load("iwm-tiny", **options)
+
+
+def test_auto_is_cuda_where_there_is_one(monkeypatch):
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda here=available: here)
+        assert resolve_device("auto") == torch.device(expected)
+    assert resolve_device(torch.device("cpu")) == resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("iwm-tyni", 'is called "iwm-tyni". Did you mean "iwm-tiny"'),
+        ("iwm-equi-18-348", 'Did you mean "iwm-equi-18-384"'),
+        ("zzz", "Choose from: .*iwm-tiny.* See `iwm list`"),
+    ],
+)
+def test_unknown_names_get_the_nearest(name, words, pretrained):
+    with pytest.raises(UnknownModelError, match=words):
+        load(name, pretrained=pretrained)
+
+
+@pytest.mark.parametrize("name", RECIPE_ONLY)
+def test_recipes_without_weights_say_how_to_train_them(name):
+    command = f"iwm pretrain --recipe {name} --data FOLDER --out DIR"
+    with pytest.raises(WeightsUnavailableError, match=f"`{command}`.*pretrained=False"):
+        load(name)
+    assert find_recipe(name).model == ZOO[name].config
+
+
+@pytest.mark.parametrize("name", ["org/repo", "org/repo@v1.0", "hf-hub:some-org/some.model_1@" + "a" * 40])
+def test_hub_names_are_not_fetched(name):
+    with pytest.raises(WeightsUnavailableError, match=f'"{re.escape(name)}" is no folder here, .* Hub'):
+        load(name)
+
+
+@pytest.mark.parametrize("name", ["./runs/one", "../one", "/no/such/folder", "a/b/c", "iwm tiny"])
+def test_paths_that_do_not_exist(name):
+    with pytest.raises(UnknownModelError, match="No model or folder is called"):
+        load(name)
+
+
+def test_random_weights_of_a_name(tmp_path):
+    torch.manual_seed(3)
+    first = load("iwm-tiny-inv", pretrained=False)
+    torch.manual_seed(3)
+    again = load("iwm-tiny-inv", pretrained=False, dtype=torch.bfloat16)
+    assert first.config == ZOO["iwm-tiny-inv"].config
+    assert not first.training
+    weight = first.encoder.blocks[5].mlp.fc1.weight
+    assert weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert torch.equal(again.encoder.blocks[5].mlp.fc1.weight, weight.to(torch.bfloat16))
+    assert first.predictor.mask_token.abs().max() > 0
+
+
+def test_random_weights_of_a_folder(folder):
+    fresh, saved = load(folder, pretrained=False), load(folder)
+    assert fresh.config == saved.config
+    assert fresh.space != saved.space
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"format": 2, "future": true}', "format 2, this iwm reads up to 1.*pip install --upgrade iwm"),
+        ('{"encodr": {}}', 'No field "encodr". Did you mean "encoder"'),
+        ('{"encoder": {"width": 7}}', "encoder: encoder.width 7 must be divisible|width 7 must be divisible"),
+        ("{", "not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_configs_that_cannot_be_used(folder, text, words, pretrained):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InvalidConfigError, match=rf"config\.json: .*({words})"):
+        load(folder, pretrained=pretrained)
+
+
+def test_folders_that_are_not_whole(folder, tiny_config):
+    (folder / "config.json").write_text(tiny_config("append").to_json())
+    assert load(folder).config.predictor.layout == "append"
+    (folder / "config.json").write_text(tiny_config("append", "feature").to_json())
+    with pytest.raises(IncompatibleWeightsError, match=r"missing \(predictor.* unexpected \(predictor"):
+        load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WeightsUnavailableError, match=r"No weights at .*model\.safetensors"):
+        load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(WeightsUnavailableError, match=r"it has no config\.json"):
+        load(folder)
+
+
+def test_the_embedded_model_is_what_the_zoo_says():
+    entry = ZOO[DEFAULT]
+    assert (entry.name, entry.weights) == ("iwm-tiny", "embedded")
+    stored = read_config(entry.folder)
+    for part in ("encoder", "predictor", "actions", "preprocess"):
+        assert getattr(stored, part) == getattr(entry.config, part)
+    model = iwm.load()
+    assert model.config == stored
+    assert model.encode(torch.rand(2, 3, 128, 128)).tokens.shape == (2, 64, 256)
+    assert sorted(os.listdir(entry.folder)) == sorted({"config.json", "model.safetensors"})
+
+
+def test_the_zoo_in_order():
+    assert list(ZOO) == list_models() == NAMES
+    assert all(find_entry(name).name == name for name in NAMES)
+    assert list_models("*inv*") == ["iwm-tiny-inv", "iwm-inv-12-384", "iwm-inv-18-384-l16"]
+    assert list_models("IWM*") == list_models("tiny") == []
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_architectures(name):
+    encoder_width, encoder_depth, depth, width, jitter = PAPER[name]
+    config = ZOO[name].config
+    assert (config.encoder.patch_size, config.encoder.image_size, config.preprocess.size) == (16, 224, 224)
+    assert (config.predictor.layout, config.predictor.conditioning) == ("append", "feature")
+    assert (config.actions.encoding, config.actions.symmetric) == ("difference", False)
+    assert config.actions.distribution.brightness == jitter
+
+    def blocks(d, count):
+        return count * (12 * d * d + 13 * d)
+
+    encoder = (3 * 16 * 16 + 1) * encoder_width + blocks(encoder_width, encoder_depth)
+    mixer = (width + 10 + 1) * width + 2 * (width + 1) * width
+    ends = (encoder_width + 1) * width + width + 2 * width + (width + 1) * encoder_width
+    with torch.device("meta"):
+        model = WorldModel(config)
+    assert sum(p.numel() for p in model.parameters()) == encoder + mixer + ends + blocks(width, depth)
+
+
+def test_the_papers_main_model_has_118_6_million_parameters():
+    with torch.device("meta"):
+        model = WorldModel(ZOO["iwm-equi-18-384"].config)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(118.6e6, abs=0.05e6)
+
+
+@pytest.mark.parametrize(("name", "conditioning"), [("iwm-tiny", "adaln"), ("iwm-tiny-inv", "none")])
+def test_our_architectures(name, conditioning):
+    config = ZOO[name].config
+    assert (config.predictor.layout, config.predictor.conditioning) == ("inplace", conditioning)
+    assert (config.actions.encoding, config.actions.symmetric) == ("pair", True)
+    model = WorldModel(config).to("meta")
+    with FlopCounterMode(display=False) as encoding:
+        tokens = model.encoder(torch.rand(1, 3, 128, 128, device="meta"))
+    with FlopCounterMode(display=False) as acting:
+        model.predictor(tokens, torch.rand(1, 14, device="meta"), (8, 8))
+    assert 0 < acting.get_total_flops() <= encoding.get_total_flops() / 2

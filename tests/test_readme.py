@@ -1,0 +1,51 @@
+"""The README: its example runs, its commands exist, its file map is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import iwm
+from iwm.cli.main import app
+
+ROOT = Path(iwm.__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language):
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for kind, text in blocks if kind == language]
+
+
+def test_the_first_example_runs_as_it_stands(tmp_path, monkeypatch):
+    for name, colour in (("photo.jpg", "red"), ("darker.jpg", "maroon"), ("gray.jpg", "gray")):
+        Image.new("RGB", (160, 120), colour).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(_blocks("python")[0], names)
+    assert names["moved"].tokens.shape == names["latent"].tokens.shape
+    assert sorted(names["hits"].ids[0]) == ["darker.jpg", "gray.jpg", "photo.jpg"]
+
+
+@pytest.mark.parametrize("line", [line for line in README.splitlines() if line.startswith("iwm ")])
+def test_commands_have_the_options_that_are_shown(line):
+    words = line.split("#")[0].split()[1:]
+    while words and not words[-1].isidentifier():
+        words.pop()
+    command = words[: 2 if words[0] == "eval" else 1]
+    shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    for option in re.findall(r"(?<= )--?[a-z-]+", line.split("#")[0]):
+        assert option in shown.output
+
+
+def test_the_file_map_lists_what_there_is():
+    listed = {line.split()[0] for line in _blocks("")[-1].splitlines()}
+    missing = sorted(path for path in listed if not (ROOT / path).exists())
+    assert not missing
+    modules = {f"iwm/{p.name}" for p in (ROOT / "iwm").glob("*.py") if not p.name.startswith("__")}
+    assert modules <= listed
+    folders = {f"iwm/{p.parent.name}/" for p in (ROOT / "iwm").glob("*/__init__.py")}
+    assert folders <= listed

@@ -1,0 +1,274 @@
+"""The world model: encodings, pooled embeddings, actions in latent space, and its fingerprint."""
+
+import math
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import iwm.world_model
+from iwm.actions import CLEAN, Action, Photometry
+from iwm.errors import IncompatibleLatentError, InvalidActionError, InvalidImageError
+from iwm.latent import Latent
+from iwm.world_model import WorldModel
+
+ACTIONS = [
+    Action(),
+    Action(brightness=2.0, hue=0.1),
+    Action(contrast=0.5, saturation=1.5, blur=1.0),
+    Action(grayscale=True),
+    Action.between(Photometry(solarize=True, brightness=0.7), Photometry(hue=-0.2)),
+]
+OTHER = Action(brightness=0.5, solarize=True)
+
+
+@pytest.fixture
+def make(tiny_config):
+    """World models with random weights everywhere, so that actions matter."""
+
+    def build(layout="inplace", conditioning="adaln", encoding="pair"):
+        torch.manual_seed(1)
+        model = WorldModel(tiny_config(layout, conditioning, encoding))
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def model(make):
+    return make()
+
+
+def close(actual, expected, atol=2e-5):
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
+
+
+def normalized(tokens):
+    centred = tokens - tokens.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def pair_vector(action):
+    """The `pair` action vector, number by number."""
+    return [
+        value
+        for view in (action.source, action.target)
+        for value in (
+            math.log(view.brightness), math.log(view.contrast), math.log(view.saturation),
+            5 * view.hue, float(view.grayscale), view.blur / 2, float(view.solarize),
+        )
+    ]  # fmt: skip
+
+
+def test_encode_is_the_encoder_on_preprocessed_pixels(model, tmp_path):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    photo.save(tmp_path / "photo.png")
+    resized = np.array(photo.resize((36, 36), Image.Resampling.BICUBIC))[2:34, 2:34]
+    pixels = torch.from_numpy(resized / 255.0).permute(2, 0, 1).float()[None]
+    with torch.no_grad():
+        expected = model.encoder(pixels)
+    for image in (photo, tmp_path / "photo.png", str(tmp_path / "photo.png"), np.array(photo), pixels):
+        latent = model.encode(image)
+        close(latent.tokens, expected)
+        assert (latent.grid, latent.space) == ((4, 4), model.space)
+
+
+def test_encodings_are_normalised(model):
+    tokens = model.encode(torch.rand(2, 3, 32, 32)).tokens
+    close(tokens.mean(-1), torch.zeros(2, 16))
+    close(tokens.var(-1, correction=0), torch.ones(2, 16), atol=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
+def test_the_batch_size_changes_nothing(model, batch_size):
+    images = torch.rand(5, 3, 32, 32)
+    each = [model.encode(image) for image in images]
+    close(model.encode(images, batch_size).tokens, torch.cat([one.tokens for one in each]))
+    close(model.embed(images, batch_size), torch.cat([one.tokens.mean(1) for one in each]))
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_embed_is_the_mean_of_encode(model, progress):
+    images = list(torch.rand(3, 3, 32, 32))
+    close(model.embed(images, 2, progress), model.encode(images, 2, progress).mean())
+
+
+def test_embed_streams_and_keeps_only_pooled_tokens(model):
+    pulled, seen, alive = [], [], []
+
+    def stream():
+        for i in range(9):
+            pulled.append(i)
+            yield torch.rand(3, 32, 32)
+
+    def watch(module, args, output):
+        seen.append((len(pulled), sum(reference() is not None for reference in alive)))
+        alive.append(weakref.ref(output))
+
+    model.encoder.register_forward_hook(watch)
+    assert model.embed(stream(), batch_size=2).shape == (9, 48)
+    assert [count for count, _ in seen] == [2, 4, 6, 8, 9]
+    assert max(earlier for _, earlier in seen) <= 1
+
+
+def test_images_that_cannot_be_encoded(model, tmp_path):
+    with pytest.raises(InvalidImageError, match="No images were given"):
+        model.encode([])
+    with pytest.raises(InvalidImageError, match=r"absent\.png"):
+        model.embed([torch.rand(3, 32, 32), tmp_path / "absent.png"])
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        model.encode(torch.rand(3, 32, 32), batch_size=0)
+
+
+@pytest.mark.parametrize("layout", ["append", "inplace"])
+def test_apply_action_is_the_normalised_prediction(make, layout):
+    model = make(layout)
+    latent = model.encode(torch.rand(5, 3, 32, 32))
+    moved = model.apply_action(latent, ACTIONS)
+    vectors = torch.tensor([pair_vector(action) for action in ACTIONS])
+    with torch.no_grad():
+        raw = model.predictor(latent.tokens, vectors, (4, 4))
+    assert (raw - normalized(raw)).abs().max() > 0.1
+    close(moved.tokens, normalized(raw))
+    assert (moved.grid, moved.space) == (latent.grid, latent.space)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 256])
+def test_many_actions_equal_one_at_a_time(model, monkeypatch, most):
+    monkeypatch.setattr(iwm.world_model, "ACTION_BATCH", most)
+    latent = model.encode(torch.rand(5, 3, 32, 32))
+    sizes = []
+    model.predictor.register_forward_hook(lambda _, args, output: sizes.append(len(output)))
+
+    def check(source, actions, pairs):
+        sizes.clear()
+        moved = model.apply_action(source, actions)
+        assert max(sizes) <= most
+        assert sum(sizes) == len(moved) == 5
+        close(moved.tokens, torch.cat([model.apply_action(z, a).tokens for z, a in pairs]))
+
+    check(latent[2], ACTIONS, [(latent[2], action) for action in ACTIONS])
+    check(latent, ACTIONS, zip(latent, ACTIONS, strict=True))
+    check(latent, tuple(ACTIONS), zip(latent, ACTIONS, strict=True))
+    check(latent, OTHER, [(z, OTHER) for z in latent])
+    moved = model.apply_action(latent[2], ACTIONS).tokens
+    assert (moved[1:] - moved[:1]).abs().amax(dim=(1, 2)).min() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("latents", "action", "words"),
+    [
+        (3, ACTIONS[:2], "3 latents and 2 actions do not pair up; pass one action for all"),
+        (2, ACTIONS[:1], "2 latents and 1 actions do not pair up"),
+        (3, [], "3 latents and 0 actions do not pair up"),
+        (1, [], "Nothing to do: pass at least one latent and one action"),
+        (0, [], "Nothing to do"),
+        (0, OTHER, "Nothing to do"),
+        (1, [CLEAN], r"Expected iwm\.Action, got Photometry; write iwm\.Action"),
+        (2, [OTHER, None], r"Expected iwm\.Action, got NoneType"),
+    ],
+)
+def test_what_does_not_pair_up(model, latents, action, words):
+    latent = model.encode(torch.rand(3, 3, 32, 32))[:latents]
+    with pytest.raises(InvalidActionError, match=words):
+        model.apply_action(latent, action)
+
+
+def test_predict_encodes_and_acts(model):
+    images = torch.rand(5, 3, 32, 32)
+    latent = model.encode(images)
+    assert torch.equal(model.predict(images, ACTIONS).tokens, model.apply_action(latent, ACTIONS).tokens)
+    assert torch.equal(model.predict(images[0], OTHER).tokens, model.predict(images[0], [OTHER]).tokens)
+
+
+def test_predictions_are_normalised_and_can_be_acted_on_again(model):
+    moved = model.predict(torch.rand(2, 3, 32, 32), OTHER)
+    close(moved.tokens.mean(-1), torch.zeros(2, 16))
+    close(moved.tokens.var(-1, correction=0), torch.ones(2, 16), atol=1e-3)
+    twice = model.apply_action(moved, OTHER.inverse())
+    with torch.no_grad():
+        vectors = torch.tensor([pair_vector(OTHER.inverse())] * 2)
+        close(twice.tokens, normalized(model.predictor(moved.tokens, vectors, (4, 4))))
+    assert len(Latent.cat([moved, twice])) == 4
+
+
+def test_high_level_calls_record_no_gradients(model):
+    images = torch.rand(1, 3, 32, 32, requires_grad=True)
+    latent = model.encode(images)
+    results = (
+        latent.tokens, model.embed(images),
+        model.apply_action(latent, OTHER).tokens, model.predict(images, OTHER).tokens,
+    )  # fmt: skip
+    assert [result.requires_grad for result in results] == [False] * 4
+    assert model.encoder(images).requires_grad
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("encoding", ["pair", "difference"])
+@pytest.mark.parametrize("conditioning", ["adaln", "feature"])
+def test_gradients_reach_the_photometry_through_the_predictor(make, conditioning, encoding):
+    model = make("inplace", conditioning, encoding).double()
+    tokens = model.encode(torch.rand(1, 3, 32, 32)).tokens
+    weights = torch.randn_like(tokens)
+    params = torch.tensor([[[1.0, 1, 1, 0, 0, 0, 0], [1.3, 0.8, 1.1, 0.1, 0, 1, 0]]], dtype=torch.float64)
+
+    def score(p):
+        return (model.predictor(tokens, model.encode_photometry(p), (4, 4)) * weights).sum()
+
+    leaf = params.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(leaf), leaf)
+    for column in range(4):
+        step = torch.zeros_like(params)
+        step[0, 1, column] = 1e-5
+        with torch.no_grad():
+            slope = (score(params + step) - score(params - step)) / 2e-5
+        assert abs(slope) > 1e-3
+        close(gradient[0, 1, column], slope, atol=1e-5)
+
+
+def test_action_vectors_are_the_models_own(make):
+    params = torch.tensor([[action.source.params, action.target.params] for action in ACTIONS])
+    close(make().encode_photometry(params), torch.tensor([pair_vector(action) for action in ACTIONS]))
+    assert make(encoding="difference").encode_photometry(params).shape == (5, 10)
+    assert make().to(torch.bfloat16).encode_photometry(params).dtype == torch.bfloat16
+
+
+def test_the_space_is_that_of_the_encoders_weights(make):
+    space = make().space
+    assert make().space == space
+    assert len(space) == 16
+    for name in ("encoder.blocks.1.mlp.fc2.bias", "encoder.patch_embed.proj.weight"):
+        changed = make()
+        changed.get_parameter(name).data.view(-1)[3] += 0.1
+        assert changed.space != space
+    predictor_changed = make()
+    predictor_changed.predictor.project_in.weight.data += 1.0
+    assert predictor_changed.space == space
+
+
+def test_a_space_that_was_fixed_survives_a_cast(make):
+    model, space = make(), make().space
+    model.fix_space()
+    assert model.to(torch.bfloat16).space == space
+
+
+def test_latents_of_another_space_are_refused(make):
+    model, other = make(), make()
+    other.encoder.patch_embed.proj.bias.data += 0.5
+    image = torch.rand(3, 32, 32)
+    with pytest.raises(
+        IncompatibleLatentError, match=rf"another encoder \(space {other.space}, this model's"
+    ):
+        model.apply_action(other.encode(image), OTHER)
+    with pytest.raises(IncompatibleLatentError, match="cannot be mixed"):
+        Latent.cat([model.encode(image), other.encode(image)])
+
+
+def test_an_action_blind_model_ignores_the_action(make):
+    model = make(conditioning="none")
+    moved = model.apply_action(model.encode(torch.rand(3, 32, 32)), ACTIONS)
+    close(moved.tokens, moved.tokens[:1].expand(5, -1, -1))
