@@ -7,8 +7,9 @@ predictions in a bank of transformed views.
 from __future__ import annotations
 
 import json
+import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from iwm.checkpoint import write_tensors
 from iwm.errors import (
     IncompatibleLatentError,
     IncompatibleWeightsError,
+    InvalidActionError,
     InvalidImageError,
     WeightsUnavailableError,
 )
@@ -29,6 +31,7 @@ from iwm.latent import Latent
 from iwm.world_model import WorldModel
 
 Id = str | int
+_FORMAT = "iwm-bank-1"
 _CHUNK = 4096
 _EXACT = "donot_use_mm_for_euclid_dist"
 
@@ -58,12 +61,12 @@ class Bank:
 
     Args:
         latents: M latents.
-        ids: what to call them; strings or integers, all different.
+        ids: what to call them; strings, paths or integers, all different.
     """
 
-    def __init__(self, latents: Latent, ids: Sequence[Id]) -> None:
+    def __init__(self, latents: Latent, ids: Iterable[Id | os.PathLike[str]]) -> None:
         self._latents = latents
-        self._ids: list[Id] = list(ids)
+        self._ids: list[Id] = [_plain_id(i) for i in ids]
         if len(self._ids) != len(latents):
             raise IncompatibleLatentError(
                 f"{len(latents)} latents and {len(self._ids)} ids; give one id to each."
@@ -72,7 +75,11 @@ class Bank:
 
     @classmethod
     def from_latents(
-        cls, latents: Latent, ids: Sequence[Id] | None = None, *, dtype: torch.dtype | None = None
+        cls,
+        latents: Latent,
+        ids: Iterable[Id | os.PathLike[str]] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
     ) -> Bank:
         """A bank of existing latents; ids default to their positions.
 
@@ -88,7 +95,7 @@ class Bank:
         cls,
         model: WorldModel,
         images: Images,
-        ids: Sequence[Id] | None = None,
+        ids: Iterable[Id | os.PathLike[str]] | None = None,
         *,
         dtype: torch.dtype | None = None,
         batch_size: int = 64,
@@ -122,6 +129,8 @@ class Bank:
             actions: from a clean source; their positions are the ids.
             batch_size: views encoded at a time.
         """
+        if isinstance(actions, Action) or not actions:
+            raise InvalidActionError("Bank.from_views takes a list of at least one iwm.Action.")
         single = list(iterate(image))
         if len(single) != 1:
             raise InvalidImageError(f"Bank.from_views takes one image, not {len(single)}.")
@@ -144,7 +153,7 @@ class Bank:
     def __repr__(self) -> str:
         return f"Bank({len(self)} x {self._latents!r})"
 
-    def add(self, latents: Latent, ids: Sequence[Id]) -> None:
+    def add(self, latents: Latent, ids: Iterable[Id | os.PathLike[str]]) -> None:
         """Append latents.
 
         Raises:
@@ -181,7 +190,7 @@ class Bank:
             SaveError: it cannot be written; a bank that was there before is untouched.
         """
         latents = self._latents
-        about = {"format": "iwm-bank-1", "space": latents.space, "grid": json.dumps(latents.grid)}
+        about = {"format": _FORMAT, "space": latents.space, "grid": json.dumps(latents.grid)}
         tensors = {"tokens": latents.tokens}
         write_tensors(Path(path), tensors, about | {"ids": json.dumps(self._ids)})
 
@@ -198,6 +207,8 @@ class Bank:
         try:
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
+                if about["format"] != _FORMAT:
+                    raise ValueError(f"format {about['format']}, expected {_FORMAT}")
                 tokens = file.get_tensor("tokens")
             height, width = json.loads(about["grid"])
             return cls(Latent(tokens, (height, width), about["space"]), json.loads(about["ids"]))
@@ -216,6 +227,16 @@ def distances(queries: Tensor, entries: Tensor) -> Tensor:
         for i in range(0, len(entries), _CHUNK)
     ]
     return torch.cat(parts, dim=1) if parts else flat.new_zeros(len(flat), 0)
+
+
+def _plain_id(value: Id | os.PathLike[str]) -> Id:
+    """Strings and integers as they are, paths as strings, NumPy integers as integers."""
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise IncompatibleLatentError(f"The id {value!r} is neither a string nor an integer.") from error
 
 
 def _check_unique(ids: Sequence[Id]) -> None:

@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -126,6 +126,15 @@ def batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]
     while batch:
         yield batch
         batch = list(itertools.islice(stream, size))
+
+
+def count(images: Images) -> int | None:
+    """How many images there are, where that can be told without reading them."""
+    if isinstance(images, Tensor):
+        return len(images) if images.ndim == 4 else 1
+    if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+        return 1
+    return len(images) if isinstance(images, Sized) else None
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -37,9 +38,10 @@ class Latent:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, index: int | slice | Tensor | list[int]) -> Latent:
+    def __getitem__(self, index: SupportsIndex | slice | Tensor | list[int]) -> Latent:
         """A batch again, also for a single index."""
-        if isinstance(index, int):
+        if isinstance(index, SupportsIndex) and not (isinstance(index, Tensor) and index.ndim):
+            index = operator.index(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"Index {index} is out of range for {len(self)} latents.")
             index %= len(self)

@@ -82,6 +82,8 @@ def load(
         raise InvalidConfigError(f'No branch is called "{branch}".{nearest(branch, ["teacher", "student"])}')
     if task is not None:
         raise UnknownTaskError(f'"{name}" has no task "{task}": no heads are published yet. Leave task out.')
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InvalidConfigError(f"dtype is {dtype!r}; use torch.float32, torch.float16 or torch.bfloat16.")
     target = resolve_device(device)
     if not pretrained:
         model = WorldModel(_architecture(name))
@@ -97,13 +99,12 @@ def load(
         if not (folder / STUDENT_FILE).is_file():
             raise WeightsUnavailableError(f'{folder} holds no {STUDENT_FILE}; use branch="teacher".')
         load_weights(folder / STUDENT_FILE, model.encoder)
-    if dtype not in (None, torch.float32, torch.float16):
-        model.fix_space()
+    _ = model.space  # Before a cast that would change it.
     return model.to(device=target, dtype=dtype or torch.float32).eval()
 
 
 def _architecture(name: str) -> WorldModelConfig:
-    return read_config(Path(name)) if Path(name).is_dir() else find_entry(name).config
+    return read_config(Path(name)) if name not in ZOO and os.path.isdir(name) else find_entry(name).config
 
 
 def _folder(name: str) -> Path:
@@ -117,7 +118,7 @@ def _folder(name: str) -> Path:
             f'`{entry.recipe_command}` and load the result with iwm.load("DIR"), or build it with '
             "random weights: pretrained=False."
         )
-    if Path(name).is_dir():
+    if name and os.path.isdir(name):
         return Path(name)
     if _HUB_NAME.fullmatch(name) and not name.startswith("."):
         raise WeightsUnavailableError(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from iwm.checkpoint import save_model
 from iwm.config import WorldModelConfig
 from iwm.encoder import Encoder, normalize_tokens
 from iwm.errors import IncompatibleLatentError, InvalidActionError
-from iwm.images import ImageLike, Images, Preprocess, batched, iterate
+from iwm.images import ImageLike, Images, Preprocess, batched, count, iterate
 from iwm.latent import Latent
 from iwm.predictor import Predictor
 
@@ -51,7 +51,7 @@ class WorldModel(nn.Module):
         self.predictor = Predictor(config)
         self.heads = nn.ModuleDict()
         self.preprocess = Preprocess(config.preprocess)
-        self._space: str | None = None
+        self._space: tuple[tuple[tuple[int, int], ...], str] | None = None
         init_weights(self)
         self.eval()
 
@@ -106,7 +106,15 @@ class WorldModel(nn.Module):
                 f"The latent was made by another encoder (space {latent.space}, this model's is "
                 f"{self.space}); encode the image with this model."
             )
-        actions = [action] * len(latent) if isinstance(action, Action) else list(action)
+        if isinstance(action, Action):
+            actions = [action] * len(latent)
+        elif isinstance(action, Iterable):
+            actions = list(action)
+        else:
+            raise InvalidActionError(
+                f"Expected iwm.Action or a list of them, got {type(action).__name__}; write "
+                "iwm.Action(brightness=1.4)."
+            )
         if len(latent) != 1 and len(actions) != len(latent):
             raise InvalidActionError(
                 f"{len(latent)} latents and {len(actions)} actions do not pair up; pass one action for "
@@ -143,22 +151,31 @@ class WorldModel(nn.Module):
 
     @property
     def space(self) -> str:
-        """Fingerprint of the encoder's weights: latents of one space may be mixed.
+        """Fingerprint of the encoder: latents of one space may be mixed.
 
-        Taken from the weights in float16, as they are stored, when it is first asked for; the
-        same checkpoint has the same space at any dtype and on any device.
+        Of its weights in float16, as they are stored, its sizes and its pixel normalisation. A
+        model that is moved or cast afterwards keeps it; one whose weights change does not.
         """
-        if self._space is None:
-            digest = hashlib.sha256()
+        key = self._encoder_state()
+        if self._space is None or self._space[0] != key:
+            digest = hashlib.sha256(repr((self.config.encoder, self.config.preprocess)).encode())
             for name, tensor in sorted(self.encoder.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
-            self._space = digest.hexdigest()[:16]
-        return self._space
+            self._space = (key, digest.hexdigest()[:16])
+        return self._space[1]
 
-    def fix_space(self) -> None:
-        """Take the fingerprint now, before a cast to a dtype that would change it."""
-        self._space = self.space
+    def _encoder_state(self) -> tuple[tuple[int, int], ...]:
+        """Changes when a weight is replaced or changed in place."""
+        return tuple((p.data_ptr(), p._version) for p in self.encoder.parameters())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast, keeping the fingerprint where it is known."""
+        known = self._space if self._space and self._space[0] == self._encoder_state() else None
+        moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if known:
+            self._space = (self._encoder_state(), known[1])
+        return moved  # type: ignore[no-any-return]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` (float16) into a folder.
@@ -197,7 +214,7 @@ class WorldModel(nn.Module):
         if progress:
             from iwm.display import track
 
-            stream = track(list(stream), "encoding")
+            stream = track(stream, "encoding", count(images))
         for batch in batched(stream, batch_size):
             yield self.encoder(self.preprocess(batch).to(self._like))
 

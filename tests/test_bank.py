@@ -250,3 +250,26 @@ def test_a_prediction_is_searched_like_an_encoding(model):
     assert bank.search(moved, 3).ids == [
         [name for _, name in row] for row in plain_search(moved, bank.latents, [0, 1, 2], 3)
     ]
+
+
+def test_ids_may_be_paths_and_numpy_integers(model, tmp_path):
+    latents = model.encode(torch.rand(2, 3, 32, 32))
+    bank = Bank.from_latents(latents, [tmp_path / "a.jpg", np.int64(3)])
+    bank.save(tmp_path / "bank.safetensors")
+    assert Bank.load(tmp_path / "bank.safetensors").ids == bank.ids == [str(tmp_path / "a.jpg"), 3]
+    with pytest.raises(IncompatibleLatentError, match=r"The id 0\.5 is neither"):
+        Bank.from_latents(latents, [0.5, 1])
+
+
+def test_a_bank_of_another_format_is_refused(model, tmp_path):
+    path = tmp_path / "bank.safetensors"
+    Bank.from_latents(model.encode(torch.rand(3, 32, 32))).save(path)
+    path.write_bytes(path.read_bytes().replace(b"iwm-bank-1", b"iwm-bank-9"))
+    with pytest.raises(IncompatibleWeightsError, match="format iwm-bank-9, expected iwm-bank-1"):
+        Bank.load(path)
+
+
+@pytest.mark.parametrize("actions", [[], iwm.Action()])
+def test_views_need_a_list_of_actions(model, actions):
+    with pytest.raises(InvalidActionError, match="a list of at least one"):
+        Bank.from_views(model, torch.rand(3, 32, 32), actions)

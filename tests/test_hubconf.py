@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import iwm
 from iwm.zoo import ZOO
 
-REPO = Path(iwm.__file__).parent.parent
+REPO = Path(__file__).parents[1]
 
 FRESH = """
 import json, sys

@@ -104,3 +104,9 @@ def test_a_latent_is_frozen_and_says_what_it_is():
     with pytest.raises(dataclasses.FrozenInstanceError):
         z.space = "xyz"
     assert repr(z) == "Latent(tokens=[4, 6, 5] float32, grid=(2, 3), space='abc')"
+
+
+@pytest.mark.parametrize("index", [np.int64(1), torch.tensor(1)])
+def test_integers_of_other_kinds_index_too(index):
+    latent = Latent(torch.rand(3, 4, 8), (2, 2), "s")
+    assert torch.equal(latent[index].tokens, latent.tokens[1:2])

@@ -1,5 +1,6 @@
 """The world model: encodings, pooled embeddings, actions in latent space, and its fingerprint."""
 
+import dataclasses
 import math
 import weakref
 
@@ -250,10 +251,44 @@ def test_the_space_is_that_of_the_encoders_weights(make):
     assert predictor_changed.space == space
 
 
-def test_a_space_that_was_fixed_survives_a_cast(make):
+def test_a_known_space_survives_a_cast_and_a_change_of_weights_ends_it(make):
     model, space = make(), make().space
-    model.fix_space()
+    assert model.space == space
     assert model.to(torch.bfloat16).space == space
+    with torch.no_grad():
+        model.encoder.patch_embed.proj.bias += 0.5
+    assert model.space != space
+
+
+def test_space_depends_on_pixel_normalisation_and_sizes(make):
+    model = make()
+    shifted = model.config.replace(
+        preprocess=dataclasses.replace(model.config.preprocess, mean=(0.0, 0.0, 0.0))
+    )
+    twin = WorldModel(shifted)
+    twin.load_state_dict(model.state_dict())
+    assert twin.space != model.space
+
+
+@pytest.mark.parametrize("slip", [iwm.Photometry(brightness=2), None, 3])
+def test_something_that_is_no_action_is_named(make, slip):
+    model = make()
+    with pytest.raises(InvalidActionError, match=rf"got {type(slip).__name__}; write iwm\.Action"):
+        model.apply_action(model.encode(torch.rand(3, 32, 32)), slip)
+
+
+def test_progress_reads_no_further_ahead(make):
+    seen = []
+
+    def stream():
+        for i in range(6):
+            seen.append(i)
+            yield torch.rand(3, 32, 32)
+
+    batches = make()._encode_batches(stream(), 2, progress=True)
+    next(batches)
+    assert seen == [0, 1]
+    batches.close()
 
 
 def test_latents_of_another_space_are_refused(make):

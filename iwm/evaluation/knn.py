@@ -83,7 +83,9 @@ def knn(
     train_set, val_set = _labelled(train), _labelled(val)
     unknown = sorted(set(val_set.labels) - set(train_set.labels))
     if unknown:
-        raise InvalidDataError(f"Labels that only the validation images have: {', '.join(unknown[:5])}.")
+        raise InvalidDataError(
+            f"Labels that only the validation images have: {', '.join(map(str, unknown[:5]))}."
+        )
     classes = sorted(set(train_set.labels))
     index = {label: i for i, label in enumerate(classes)}
     train_y = torch.tensor([index[label] for label in train_set.labels])

@@ -20,7 +20,7 @@ from torch import Tensor
 from iwm.actions import CLEAN, Action, Photometry, draw_photometry
 from iwm.errors import InvalidConfigError, nearest
 from iwm.evaluation.ranking import Scores, rank_of, squared_distances
-from iwm.images import ImageLike, Images, iterate
+from iwm.images import ImageLike, Images, count, iterate
 from iwm.latent import Latent
 from iwm.photometry import transform
 from iwm.world_model import WorldModel
@@ -112,7 +112,7 @@ def mrr(
     if progress:
         from iwm.display import track
 
-        stream = track(list(stream), f"{protocol}-MRR")
+        stream = track(stream, f"{protocol}-MRR", count(images))
     parts = []
     for index, image in enumerate(stream):
         params = _draw_views(model, distribution, bank_size, seed, index)

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from iwm.errors import IncompatibleWeightsError
+
 HITS = (1, 5, 10)
+
+TIE = 1e-5
+"""Relative difference of squared distances below which two candidates are tied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class Scores:
 
 
 def rank_of(distances: Tensor, wanted: Tensor) -> Tensor:
-    """Rank of the wanted candidate of each query, from 1; ties take the middle rank.
+    """Rank of the wanted candidate of each query, from 1; ties within `TIE` take the middle rank.
 
     Args:
         distances: `[Q, M]`, of every query to every candidate.
@@ -50,10 +55,17 @@ def rank_of(distances: Tensor, wanted: Tensor) -> Tensor:
 
     Returns:
         `[Q]` float64.
+
+    Raises:
+        IncompatibleWeightsError: a distance that is not finite.
     """
+    if not bool(distances.isfinite().all()):
+        raise IncompatibleWeightsError("The model's latents are not finite numbers; its weights are damaged.")
     own = distances.gather(1, wanted.unsqueeze(1))
-    nearer = (distances < own).sum(dim=1)
-    tied = (distances == own).sum(dim=1) - 1
+    # Equal views differ by rounding, in the encoder and here.
+    slack = TIE * own.clamp_min(1.0)
+    tied = ((distances - own).abs() <= slack).sum(dim=1) - 1
+    nearer = (distances < own - slack).sum(dim=1)
     return 1.0 + nearer.double() + tied.double() / 2.0
 
 

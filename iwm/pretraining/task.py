@@ -77,4 +77,4 @@ class PretrainTask(nn.Module):
 
 def tensors(module: nn.Module) -> list[Tensor]:
     """The parameters, as plain tensors."""
-    return [p.data for p in module.parameters()]
+    return [p.detach() for p in module.parameters()]

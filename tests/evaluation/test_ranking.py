@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from iwm.errors import IncompatibleWeightsError
 from iwm.evaluation.ranking import Scores, rank_of, squared_distances
 
 
@@ -31,11 +32,18 @@ def test_rank_against_a_sorted_list(levels, candidates):
         ([1.0, 1.0, 2.0], 0, 1.5),
         ([0.0, 1.0, 1.0, 1.0], 3, 3.0),
         ([5.0] * 256, 17, 128.5),
-        ([float("inf"), 1.0, float("inf")], 0, 2.5),
+        ([1000.0, 1000.004, 999.996, 3.0], 0, 3.0),
+        ([1000.0, 1000.1, 999.9, 3.0], 0, 3.0),
     ],
 )
 def test_ties_take_the_middle_rank(row, wanted, rank):
     assert rank_of(torch.tensor([row]), torch.tensor([wanted])).tolist() == [rank]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_latents_that_are_no_numbers_never_score(value):
+    with pytest.raises(IncompatibleWeightsError, match="not finite"):
+        rank_of(torch.tensor([[1.0, value, 2.0]]), torch.tensor([0]))
 
 
 def test_scores_by_hand():
