@@ -279,10 +279,7 @@ def to_json(config: Any) -> str:
 
 
 def from_dict(cls: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
-    """Build a configuration dataclass from plain JSON values, checking names and types.
-
-    Strings are read as numbers or booleans where a field asks for one, so that the same
-    function serves the command line.
+    """Build a configuration dataclass from plain JSON values, checking names and types strictly.
 
     Raises:
         InvalidConfigError: with the dotted path of the field at fault.
@@ -291,13 +288,13 @@ def from_dict(cls: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
 
     check_names(cls, data)
     try:
-        return TypeAdapter(cls).validate_python(data)
+        return TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":  # Ours: names the field already.
+            raise InvalidConfigError(first["msg"].removeprefix("Value error, ")) from error
         path = ".".join(str(part) for part in first["loc"])
-        where = f"{path} is {first['input']!r}: " if path else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise InvalidConfigError(f"{where}{message}") from error
+        raise InvalidConfigError(f"{path} is {first['input']!r}: {first['msg']}") from error
 
 
 def check_names(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> None:

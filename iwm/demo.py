@@ -6,17 +6,15 @@ latent of a photograph, and the nearest entry is looked up in a bank of transfor
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from iwm.actions import Action
 from iwm.bank import Bank
-from iwm.errors import InvalidImageError
+from iwm.errors import InvalidConfigError
 from iwm.images import ImageLike
 from iwm.world_model import WorldModel
 
@@ -69,12 +67,12 @@ def photographs() -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
     """Four public-domain photographs that scikit-image ships: astronaut, cat, coffee, rocket.
 
     Raises:
-        InvalidImageError: scikit-image is not installed.
+        InvalidConfigError: scikit-image is not installed.
     """
     try:
         from skimage import data
     except ImportError as error:
-        raise InvalidImageError(
+        raise InvalidConfigError(
             'The default photographs come with scikit-image: pip install "iwm[demo]". Or name your own: iwm demo photo.jpg'
         ) from error
     return [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
@@ -103,7 +101,7 @@ def retrieve(
     actions = ACTIONS if actions is None else actions
     asked = list(actions.values())
     if bank_size < max(len(asked), NEAREST):
-        raise InvalidImageError(
+        raise InvalidConfigError(
             f"bank_size is {bank_size}; the demo needs at least {max(len(asked), NEAREST)}."
         )
     banks: dict[int, Bank] = {}
@@ -125,8 +123,3 @@ def retrieve(
             rank=ranking.index(row) + 1,
             bank_size=bank_size,
         )
-
-
-def default_images(paths: Sequence[str | os.PathLike[str]]) -> list[ImageLike]:
-    """The given paths, or the default photographs."""
-    return [Path(p) for p in paths] if paths else list(photographs())

@@ -17,8 +17,8 @@ def resolve_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
         if device.type == "meta":
-            raise RuntimeError("it holds no values.")
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidConfigError(f'Cannot use device "{name}": {reason} Try "cpu" or "auto".') from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InvalidConfigError(f'Cannot use device "{name}"; try "cpu" or "auto". ({reason}.)') from error
     return device

@@ -13,6 +13,21 @@ from iwm.errors import InvalidConfigError
 _RIGHT, _WRONG = "#0a7d33", "#b3261e"
 
 
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Raise what `save_retrievals` would raise about `path`, before the work is done.
+
+    Raises:
+        InvalidConfigError: matplotlib is not installed, or it cannot write this kind of file.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError as error:
+        raise InvalidConfigError('Pictures need matplotlib: pip install "iwm[demo]"') from error
+    kinds = FigureCanvasAgg.get_supported_filetypes()
+    if Path(path).suffix.removeprefix(".").lower() not in kinds:
+        raise InvalidConfigError(f"Cannot write a picture to {path}; end its name in .png, .pdf or .svg.")
+
+
 def save_retrievals(retrievals: Sequence[Retrieval], path: str | os.PathLike[str]) -> None:
     """Write one row per action: source, view asked for, the nearest retrieved.
 
@@ -26,18 +41,14 @@ def save_retrievals(retrievals: Sequence[Retrieval], path: str | os.PathLike[str
         InvalidConfigError: matplotlib is not installed, or it cannot write this kind of file.
         SaveError: the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidConfigError('Pictures need matplotlib: pip install "iwm[demo]"') from error
+    check_picture(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     path = Path(path)
     columns = 2 + NEAREST
     figure = Figure(figsize=(1.55 * columns + 1.4, 1.72 * len(retrievals) + 0.3), dpi=110)
     FigureCanvasAgg(figure)
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise InvalidConfigError(f"Cannot write a picture to {path}; end its name in .png, .pdf or .svg.")
     axes = figure.subplots(len(retrievals), columns, squeeze=False)
     for row, item in zip(axes, retrievals, strict=True):
         row[0].set_ylabel(
@@ -63,4 +74,4 @@ def save_retrievals(retrievals: Sequence[Retrieval], path: str | os.PathLike[str
                 spine.set_linewidth(2.0 if verdict is not None else 0.8)
     figure.subplots_adjust(left=0.2, right=0.99, top=0.985, bottom=0.01, wspace=0.06, hspace=0.18)
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format=kind)
+        figure.savefig(temporary, format=path.suffix.removeprefix(".").lower())

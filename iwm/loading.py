@@ -88,7 +88,7 @@ def load(
     if not pretrained:
         model = WorldModel(_architecture(name))
         return model.to(device=target, dtype=dtype or torch.float32)
-    folder = _folder(name)
+    folder = find_folder(name)
     if revision is not None:
         raise UnknownModelError(f'"{name}" is not on the Hub and has no revisions; leave revision out.')
     config = read_config(folder)
@@ -107,8 +107,13 @@ def _architecture(name: str) -> WorldModelConfig:
     return read_config(Path(name)) if name not in ZOO and os.path.isdir(name) else find_entry(name).config
 
 
-def _folder(name: str) -> Path:
-    """Where the files of a name are."""
+def find_folder(name: str) -> Path:
+    """Where the files of a name are.
+
+    Raises:
+        UnknownModelError: no such name or folder.
+        WeightsUnavailableError: the name is known, but its weights are not here.
+    """
     if name in ZOO:
         entry = ZOO[name]
         if entry.weights == "embedded":
@@ -120,6 +125,8 @@ def _folder(name: str) -> Path:
         )
     if name and os.path.isdir(name):
         return Path(name)
+    if os.path.isfile(name):
+        raise UnknownModelError(f"{name} is a file; name the folder that holds config.json and the weights.")
     if _HUB_NAME.fullmatch(name) and not name.startswith("."):
         raise WeightsUnavailableError(
             f'"{name}" is no folder here, and this version of iwm does not fetch from the Hugging Face '

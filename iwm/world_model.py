@@ -167,7 +167,7 @@ class WorldModel(nn.Module):
 
     def _encoder_state(self) -> tuple[tuple[int, int], ...]:
         """Changes when a weight is replaced or changed in place."""
-        return tuple((p.data_ptr(), p._version) for p in self.encoder.parameters())
+        return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.encoder.parameters())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast, keeping the fingerprint where it is known."""

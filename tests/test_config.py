@@ -90,24 +90,53 @@ def test_from_dict_names_the_field_at_fault(data, message):
 
 
 @pytest.mark.parametrize(
-    ("data", "expected"),
+    ("data", "message"),
     [
+        ({"encoder": {"width": "64"}}, "encoder.width is '64': Input should be a valid integer"),
+        ({"encoder": {"width": 64.0}}, "encoder.width is 64.0: Input should be a valid integer"),
+        ({"encoder": {"depth": True}}, "encoder.depth is True: Input should be a valid integer"),
+        ({"encoder": {"mlp_ratio": "2"}}, "encoder.mlp_ratio is '2': Input should be a valid number"),
+        ({"predictor": {"mlp_ratio": False}}, "predictor.mlp_ratio is False: Input should be a valid number"),
+        ({"actions": {"symmetric": "true"}}, "actions.symmetric is 'true': Input should be a valid boolean"),
+        ({"actions": {"symmetric": 1}}, "actions.symmetric is 1: Input should be a valid boolean"),
         (
-            {"encoding": "pair", "symmetric": "true", "distribution": {"hue": "0.25", "blur_sigma": ["0.5", "2"]}},
-            ActionConfig(
-                encoding="pair",
-                symmetric=True,
-                distribution=PhotometryDistribution(hue=0.25, blur_sigma=(0.5, 2.0)),
-            ),
+            {"actions": {"distribution": {"blur_sigma": [0.5, "2"]}}},
+            "actions.distribution.blur_sigma.1 is '2': Input should be a valid number",
         ),
-        ({"width": "64", "depth": "2", "heads": "4", "mlp_ratio": "2"}, EncoderConfig(width=64, depth=2, heads=4, mlp_ratio=2.0)),
+        ({"license": None}, "license is None: Input should be a valid string"),
     ],
-)  # fmt: skip
-def test_strings_become_numbers(data, expected):
-    read = from_dict(type(expected), data)
-    assert read == expected
-    kinds = [type(v) for v in dataclasses.astuple(read)]
-    assert kinds == [type(v) for v in dataclasses.astuple(expected)]
+)
+def test_types_are_strict(data, message):
+    with pytest.raises(InvalidConfigError) as caught:
+        from_dict(WorldModelConfig, data)
+    assert str(caught.value) == message
+
+
+def test_whole_numbers_are_floats_too():
+    config = from_dict(WorldModelConfig, {"encoder": {"mlp_ratio": 2}, "preprocess": {"mean": [0, 0.5, 1]}})
+    assert (config.encoder.mlp_ratio, config.preprocess.mean) == (2.0, (0.0, 0.5, 1.0))
+    assert {type(value) for value in (config.encoder.mlp_ratio, *config.preprocess.mean)} == {float}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"encoder": {"width": 0}}, "encoder.width is 0; it must be 1 to 16384."),
+        ({"predictor": {"width": 66}}, "predictor.width 66 must be divisible by 4."),
+        (
+            {"actions": {"distribution": {"hue": 0.6}}},
+            "jitter strength hue is 0.6; it must be 0 to 0.5.",
+        ),
+        (
+            {"preprocess": {"size": 230}},
+            "preprocess.size 230 is not divisible by encoder.patch_size (16).",
+        ),
+    ],
+)
+def test_impossible_values_are_told_in_one_sentence(data, message):
+    with pytest.raises(InvalidConfigError) as caught:
+        from_dict(WorldModelConfig, data)
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null", b"\xff\xfe\x00", '{"name": tiny}'])

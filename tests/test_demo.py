@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from iwm.actions import Action
-from iwm.demo import ACTIONS, NEAREST, default_images, photographs, retrieve
-from iwm.errors import IWMError
+from iwm.demo import ACTIONS, NEAREST, photographs, retrieve
+from iwm.errors import InvalidConfigError
 from iwm.world_model import WorldModel
 
 SOME = {"brighter": Action(brightness=1.5), "gray": Action(grayscale=True), "other": Action(hue=0.2)}
@@ -79,7 +79,7 @@ def test_the_seed_decides_the_bank(model, images):
     ("actions", "size", "needed"), [(None, 9, 10), (SOME, 2, 3), ({"gray": SOME["gray"]}, 2, 3)]
 )
 def test_a_bank_that_is_too_small_is_refused(model, images, actions, size, needed):
-    with pytest.raises(IWMError, match=f"bank_size is {size}; the demo needs at least {needed}"):
+    with pytest.raises(InvalidConfigError, match=f"bank_size is {size}; the demo needs at least {needed}"):
         next(iter(retrieve(model, images, actions, bank_size=size)))
 
 
@@ -91,7 +91,7 @@ def test_the_default_photographs_need_no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    images = default_images([])
+    images = photographs()
     assert len(images) == 4
     for image in images:
         assert image.dtype == np.uint8
@@ -101,11 +101,7 @@ def test_the_default_photographs_need_no_network(monkeypatch):
     assert len({image.tobytes() for image in images}) == 4
 
 
-def test_named_photographs_replace_the_default_ones(tmp_path):
-    assert default_images([tmp_path / "a.jpg", "b.jpg"]) == [tmp_path / "a.jpg", type(tmp_path)("b.jpg")]
-
-
 def test_without_scikit_image_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(IWMError, match=r'pip install "iwm\[demo\]"'):
+    with pytest.raises(InvalidConfigError, match=r'pip install "iwm\[demo\]"'):
         photographs()

@@ -10,7 +10,7 @@ from PIL import Image
 from iwm.actions import Action
 from iwm.demo import Retrieval
 from iwm.errors import InvalidConfigError, SaveError
-from iwm.figures import save_retrievals
+from iwm.figures import check_picture, save_retrievals
 
 figure_module = pytest.importorskip("matplotlib.figure")
 
@@ -77,6 +77,8 @@ def test_right_and_wrong_are_marked(tmp_path, rank, label, marks):
 def test_an_unknown_kind_of_file_is_refused(tmp_path, name):
     with pytest.raises(InvalidConfigError, match=r"end its name in \.png, \.pdf or \.svg"):
         save_retrievals([_retrieval(1)], tmp_path / name)
+    with pytest.raises(InvalidConfigError, match=r"end its name in \.png, \.pdf or \.svg"):
+        check_picture(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -307,3 +307,9 @@ def test_an_action_blind_model_ignores_the_action(make):
     model = make(conditioning="none")
     moved = model.apply_action(model.encode(torch.rand(3, 32, 32)), ACTIONS)
     close(moved.tokens, moved.tokens[:1].expand(5, -1, -1))
+
+
+def test_a_model_made_in_inference_mode_works(tiny_config):
+    with torch.inference_mode():
+        model = WorldModel(tiny_config())
+        assert len(model.predict(torch.rand(3, 32, 32), OTHER).space) == 16

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iwm.cli.options import AsJson, ModelName, console, load_model, print_json
+from iwm.cli.options import (
+    AsJson,
+    Device,
+    ModelName,
+    check_output,
+    console,
+    find_images,
+    load_model,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from iwm.evaluation import MRRReport
@@ -15,7 +24,8 @@ if TYPE_CHECKING:
 
 def demo_command(
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Photographs; by default four that scikit-image ships.")
+        list[Path] | None,
+        typer.Argument(help="Photographs and folders; by default four that scikit-image ships."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write: .png, .pdf or .svg.")] = Path(
         "demo.png"
@@ -24,16 +34,20 @@ def demo_command(
         int, typer.Option(min=10, help="Transformed views in each photograph's bank.")
     ] = 256,
     model: ModelName = "iwm-tiny",
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Act on photographs in latent space, retrieve the views asked for, show how well it went."""
-    from iwm.demo import ACTIONS, default_images, retrieve
+    from iwm.demo import ACTIONS, photographs, retrieve
     from iwm.display import track
     from iwm.evaluation import mrr
-    from iwm.figures import save_retrievals
+    from iwm.figures import check_picture, save_retrievals
+    from iwm.images import open_rgb
 
-    photos = default_images(images or [])
-    world_model = load_model(model)
+    check_output(out)
+    check_picture(out)
+    photos = [open_rgb(path) for path in find_images(images)] if images else photographs()
+    world_model = load_model(model, device)
     rows = retrieve(world_model, photos, bank_size=bank_size)
     retrievals = list(track(rows, "acting and retrieving", total=len(ACTIONS)))
     save_retrievals(retrievals, out)
@@ -56,7 +70,7 @@ def print_report(report: MRRReport) -> None:
     from rich.table import Table
 
     table = Table(
-        title=f"{report.protocol}: {report.images} photographs, {report.bank_size} views each, "
+        title=f"{report.protocol}: photographs {report.images}, views of each {report.bank_size}, "
         f"{report.distribution} distribution",
         title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold",
     )  # fmt: skip

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from iwm.cli.options import AsJson, BatchSize, Device, ModelName, console, find_images, load_model, print_json
+from iwm.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    ModelName,
+    check_output,
+    console,
+    find_images,
+    load_model,
+    print_json,
+)
 
 
 def encode_command(
@@ -23,8 +33,15 @@ def encode_command(
     import torch
 
     from iwm.bank import Bank
+    from iwm.errors import InvalidDataError
 
+    check_output(out)
     paths = find_images(images)
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise InvalidDataError(f"{path} is given twice.")
+        seen.add(path.resolve())
     world_model = load_model(model, device)
     bank = Bank.from_images(
         world_model, paths, dtype=torch.float16 if half else None, batch_size=batch_size, progress=not as_json
@@ -36,4 +53,4 @@ def encode_command(
         return
     size = out.stat().st_size / 2**20
     console.print(f"Wrote {len(bank)} latents of {shape[1]} x {shape[2]} to {out} ({size:.1f} MiB).")
-    console.print(f'Search them: iwm.Bank.load("{out}").search(latent)', style="dim", markup=False)
+    console.print(f'Search them: iwm.Bank.load("{out}").search(latent)', style="dim")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 Record = Annotated[
     bool,
-    typer.Option("--record", help="Write the result into the model folder's config.json, with its command."),
+    typer.Option(
+        "--record", help="Write the result, with its command, into the config.json of the model's folder."
+    ),
 ]
 
 
@@ -27,7 +30,7 @@ def mrr_command(
     protocol: Annotated[str, typer.Option(help="apply, undo or transfer.")] = "apply",
     distribution: Annotated[str, typer.Option(help="full, or jitter alone.")] = "full",
     bank_size: Annotated[int, typer.Option(min=2, help="Transformed views in a bank.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the views.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the views.")] = 0,
     device: Device = "cpu",
     record: Record = False,
     as_json: AsJson = False,
@@ -37,6 +40,7 @@ def mrr_command(
     from iwm.evaluation import mrr
     from iwm.images import file_list_hash, list_images
 
+    folder = _record_folder(model) if record else None
     everything = list_images(data)
     count = min(images, len(everything))
     chosen = [everything[i * len(everything) // count] for i in range(count)]
@@ -45,13 +49,19 @@ def mrr_command(
         world_model, chosen, bank_size=bank_size, protocol=cast("Protocol", protocol),
         distribution=cast("Distribution", distribution), seed=seed, progress=not as_json,
     )  # fmt: skip
-    command = (
-        f"iwm eval mrr --model {world_model.config.name} --data {data} --images {images} "
-        f"--protocol {protocol} --distribution {distribution} --bank-size {bank_size} --seed {seed}"
+    command = _command(
+        "mrr",
+        model=model,
+        data=data,
+        images=images,
+        protocol=protocol,
+        distribution=distribution,
+        bank_size=bank_size,
+        seed=seed,
     )
     result = report.to_dict() | {"command": command, "files_sha256": file_list_hash(data, chosen)}
-    if record:
-        record_metric(Path(model), f"{protocol}-mrr-{distribution}", result)
+    if folder is not None:
+        record_metric(folder, f"{protocol}-mrr-{distribution}", result)
     if as_json:
         print_json(result)
     else:
@@ -70,20 +80,22 @@ def knn_command(
 ) -> None:
     """Nearest-neighbour accuracy of pooled latents, beside the same encoder at random weights."""
     from iwm.evaluation import knn
-    from iwm.images import file_list_hash, list_images
+    from iwm.evaluation.labelled import read_class_folder
+    from iwm.images import file_list_hash
 
+    folder = _record_folder(model) if record else None
     world_model = load_model(model, device)
     report = knn(
         world_model, train, val, k, random_baseline=True, batch_size=batch_size, progress=not as_json
     )
-    command = f"iwm eval knn --model {world_model.config.name} --train {train} --val {val} -k {k}"
+    command = _command("knn", model=model, train=train, val=val) + f" -k {k}"
     result = report.to_dict() | {
         "command": command,
-        "train_files_sha256": file_list_hash(train, list_images(train)),
-        "val_files_sha256": file_list_hash(val, list_images(val)),
+        "train_files_sha256": file_list_hash(train, read_class_folder(train).images),
+        "val_files_sha256": file_list_hash(val, read_class_folder(val).images),
     }
-    if record:
-        record_metric(Path(model), f"knn-{val.parent.name or val.name}", result)
+    if folder is not None:
+        record_metric(folder, f"knn-{k}-{val.as_posix().strip('/')}", result)
     if as_json:
         print_json(result)
         return
@@ -104,3 +116,21 @@ def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
 
     config = read_config(folder)
     write_text(folder / CONFIG_FILE, config.replace(metrics=config.metrics | {name: value}).to_json())
+
+
+def _record_folder(model: str) -> Path:
+    """Where `--record` writes; found out before the long work."""
+    from iwm.checkpoint import read_config
+    from iwm.loading import find_folder
+
+    folder = find_folder(model)
+    read_config(folder)
+    return folder
+
+
+def _command(name: str, **options: object) -> str:
+    """The command line that gives a number again."""
+    words = ["iwm", "eval", name]
+    for option, value in options.items():
+        words += [f"--{option.replace('_', '-')}", str(value)]
+    return shlex.join(words)

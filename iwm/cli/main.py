@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from iwm import __version__
 from iwm.cli import demo, encode, evaluate, models, pretrain, search
@@ -14,14 +15,19 @@ from iwm.errors import IWMError
 
 app = typer.Typer(
     help="Image World Models: act on photographs in latent space, and retrieve what comes out.",
-    epilog="First steps: [bold]iwm demo[/bold], then [bold]iwm search FOLDER --image photo.jpg --brightness 0.6[/bold].",
+    epilog="First steps: [bold]iwm demo[/bold], then [bold]iwm search FOLDER --image photo.jpg --brightness 0.6[/bold]",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-evaluations = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure a model.")
+evaluations = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Measure a model.",
+    epilog="Example: [bold]iwm eval mrr --data photos/ --images 20[/bold]",
+)
 
 
 def _version(asked: bool) -> None:
@@ -69,13 +75,6 @@ def main() -> None:
     try:
         app()
     except IWMError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[bold red]Error:[/bold red] {_plain(error)}"
-        )
+        words = Text.assemble(("Error: ", "bold red"), str(error))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(words)
         sys.exit(1)
-
-
-def _plain(error: IWMError) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,9 +43,9 @@ def list_command(
     for column in ("name", "parameters", "input", "weights", "licence", "apply-MRR"):
         table.add_column(column, no_wrap=True)
     for row in rows:
-        score = row["metrics"].get("apply-mrr-full", {}).get("overall", {}).get("mrr")
+        score = _score(row["metrics"].get("apply-mrr-full"))
         table.add_row(
-            row["name"], f"{row['parameters'] / 1e6:.1f} M", f"{row['input']} px", row["weights"],
+            row["name"], _millions(row["parameters"]), f"{row['input']} px", row["weights"],
             row["license"].partition(" (")[0], "" if score is None else f"{score:.3f}",
         )  # fmt: skip
     console.print(table)
@@ -60,22 +61,22 @@ def info_command(
 
     from iwm.checkpoint import read_config
     from iwm.config import to_json
-    from iwm.zoo import find_entry
+    from iwm.zoo import ZOO, find_entry
 
-    entry = None if Path(name).is_dir() else find_entry(name)
+    entry = None if name not in ZOO and os.path.isdir(name) else find_entry(name)
     config = read_config(Path(name)) if entry is None else _config(entry)
     if as_json:
         import json
 
         print_json({"parameters": _parameters(config)} | json.loads(to_json(config)))
         return
-    counts = _parameters(config)
+    counts = {part: _millions(count) for part, count in _parameters(config).items()}
     e, p = config.encoder, config.predictor
-    console.print(f"[bold]{config.name}[/bold]" + (f": {entry.summary}" if entry else f" in {name}"))
+    console.print(f"{config.name}: {entry.summary}" if entry else f"{config.name}, in {name}", style="bold")
     lines = {
-        "encoder": f"ViT {e.width} x {e.depth}, patch {e.patch_size}, {counts['encoder'] / 1e6:.1f} M parameters",
+        "encoder": f"ViT {e.width} x {e.depth}, patch {e.patch_size}, {counts['encoder']} parameters",
         "world model": f"{p.width} x {p.depth}, {p.layout}, {p.conditioning}, "
-        f"{counts['predictor'] / 1e6:.1f} M parameters",
+        f"{counts['predictor']} parameters",
         "input": f"{config.preprocess.size} px (shorter side to {config.preprocess.resize}, centre crop)",
         "actions": f"{config.actions.encoding}, {'symmetric' if config.actions.symmetric else 'targets have jitter only'}",
         "weights": entry.weights if entry else "in this folder",
@@ -83,14 +84,16 @@ def info_command(
     }
     for key, value in lines.items():
         console.print(f"  {key:12} {value}")
-    for title, values in (("provenance", config.provenance), ("metrics", _headlines(config.metrics))):
+    for title, values in (("provenance", _provenance(config)), ("metrics", _headlines(config.metrics))):
         if values:
-            console.print(f"[bold]{title}[/bold]")
+            console.print(title, style="bold")
             for key, value in values.items():
                 console.print(f"  {key:12} {value}")
     if entry:
-        console.print(f"[bold]train it[/bold]\n  {config.recipe.get('command') or entry.recipe_command}")
-    console.print(f"[bold]cite[/bold]\n{_CITATION}", markup=True)
+        console.print("train it", style="bold")
+        console.print(f"  {config.recipe.get('command') or entry.recipe_command}")
+    console.print("cite", style="bold")
+    console.print(_CITATION)
 
 
 def _summary(entry: ZooEntry) -> dict[str, Any]:
@@ -126,10 +129,32 @@ def _parameters(config: WorldModelConfig) -> dict[str, int]:
     }
 
 
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 100_000 else f"{count:,}"
+
+
+def _provenance(config: WorldModelConfig) -> dict[str, str]:
+    """One line a fact; data folders with their numbers of images."""
+    lines = {key: str(value) for key, value in config.provenance.items()}
+    folders = config.provenance.get("data")
+    if isinstance(folders, list) and all(isinstance(d, dict) for d in folders):
+        lines["data"] = ", ".join(f"{d.get('folder')} ({d.get('images')})" for d in folders)
+    return lines
+
+
 def _headlines(metrics: dict[str, Any]) -> dict[str, str]:
     """One line a metric: its headline number and the command that gives it."""
     lines = {}
     for name, value in metrics.items():
-        score = value.get("overall", {}).get("mrr", value.get("accuracy"))
-        lines[name] = f"{score:.3f}   {value.get('command', '')}" if isinstance(score, float) else str(value)
+        score = _score(value)
+        lines[name] = str(value) if score is None else f"{score:.3f}  {value.get('command', '')}"
     return lines
+
+
+def _score(metric: Any) -> float | None:
+    """The headline number of a recorded metric; configs may hold any JSON."""
+    if not isinstance(metric, dict):
+        return None
+    overall = metric.get("overall")
+    score = overall.get("mrr") if isinstance(overall, dict) else metric.get("accuracy")
+    return score if isinstance(score, float) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+"""Standard output, as it is: paths and names may hold brackets and colons."""
 
 
 def load_model(name: str, device: str = "cpu") -> WorldModel:
@@ -35,6 +37,19 @@ def find_images(paths: list[Path]) -> list[Path]:
     from iwm.images import list_images
 
     return [image for path in paths for image in (list_images(path) if path.is_dir() else [path])]
+
+
+def check_output(path: Path) -> None:
+    """Raise `SaveError` where a file cannot be written to `path`, before the work is done."""
+    from iwm.errors import SaveError
+
+    if os.path.isdir(path):
+        raise SaveError(f"{path} is a folder; name a file for --out.")
+    existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not os.path.isdir(existing):
+        raise SaveError(f"Cannot write {path}: {existing} is a file, not a folder.")
+    if not os.access(existing, os.W_OK):
+        raise SaveError(f"Cannot write {path}: no permission to write in {existing}.")
 
 
 def print_json(value: Any) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from iwm.cli.options import console
+from iwm.errors import InvalidConfigError, nearest
 
 
 def pretrain_command(
@@ -42,67 +44,70 @@ def pretrain_command(
         "steps": steps, "batch_size": batch_size, "seed": seed, "device": device, "log_every": log_every,
         "checkpoint_every": checkpoint_every,
     }  # fmt: skip
-    overrides = {k: v for k, v in plain.items() if v is not None} | dict(parse_overrides(context.args))
+    overrides = {k: v for k, v in plain.items() if v is not None}
+    overrides |= parse_overrides(context.args, fields, [o for p in context.command.params for o in p.opts])
     for name, value in overrides.items():
         set_dotted(fields, name, value)
     config = from_dict(PretrainConfig, fields)
     command = shlex.join(["iwm", "pretrain", "--recipe", recipe, *_typed(data, out, overrides)])
     done = pretrain(config, data, out, resume=resume, command=command)
     if done:
-        console.print(f'Trained {config.steps} steps. Load it: iwm.load("{out}")', markup=False)
-        console.print(f"Measure it: iwm eval mrr --model {out} --data FOLDER", style="dim")
+        console.print(f'Trained {config.steps} steps. Load it: iwm.load("{out}")')
+        console.print(f"Measure it: iwm eval mrr --model {shlex.quote(str(out))} --data FOLDER", style="dim")
     else:
-        console.print(f"Stopped; the checkpoint is in {out}. Continue: {command} --resume", markup=False)
+        console.print(f"Stopped; the checkpoint is in {out}. Continue: {command} --resume")
         raise typer.Exit(130)
 
 
-def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
-    """`--a.b value` and `--a.b=value` pairs; values are JSON where they parse as such.
+def parse_overrides(words: list[str], fields: dict[str, Any], options: Sequence[str] = ()) -> dict[str, Any]:
+    """Read `--a.b value` and `--a.b=value` pairs.
+
+    Args:
+        words: of the command line.
+        fields: the nested configuration they change; a field that holds text keeps its text,
+            other values are JSON where they parse as such.
+        options: names of the command's plain options, to be suggested as well.
 
     Raises:
-        InvalidConfigError: a word that is no option, or an option without its value.
+        InvalidConfigError: an unknown name, with the nearest ones, or one without its value.
     """
-    from iwm.errors import InvalidConfigError
-
-    pairs: list[tuple[str, Any]] = []
+    values: dict[str, Any] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--"):
+        if not word.startswith("-"):
             raise InvalidConfigError(f'Unexpected word "{word}"; options look like --optim.lr 5e-4.')
-        name, equals, value = word[2:].partition("=")
+        written, equals, text = word.lstrip("-").partition("=")
+        name = written.replace("-", "_")
+        leaves = _leaves(fields)
+        if name not in leaves:
+            same_end = [leaf for leaf in leaves if leaf.split(".")[-1] == name.split(".")[-1]]
+            known = [f"--{leaf}" for leaf in same_end or leaves] + ([] if same_end else list(options))
+            raise InvalidConfigError(f"No option --{written}.{nearest(f'--{written}', known)}")
         if not equals:
             if not rest or rest[0].startswith("--"):
-                raise InvalidConfigError(f"--{name} needs a value; options look like --optim.lr 5e-4.")
-            value = rest.pop(0)
-        pairs.append((name.replace("-", "_"), _value(value)))
-    return pairs
+                raise InvalidConfigError(f"--{written} needs a value; options look like --optim.lr 5e-4.")
+            text = rest.pop(0)
+        values[name] = text if isinstance(leaves[name], str) else _value(text)
+    return values
 
 
 def set_dotted(fields: dict[str, Any], name: str, value: Any) -> None:
-    """Set `a.b.c` in nested dictionaries.
-
-    Raises:
-        InvalidConfigError: no such field; the nearest names are in the message.
-    """
-    from iwm.errors import InvalidConfigError, nearest
-
+    """Set `a.b.c`, which exists, in nested dictionaries."""
     *path, last = name.split(".")
-    here = fields
     for part in path:
-        inner = here.get(part)
-        if not isinstance(inner, dict):
-            raise InvalidConfigError(f"No field --{name}.{nearest(name, _leaves(fields))}")
-        here = inner
-    if last not in here or isinstance(here[last], dict):
-        raise InvalidConfigError(f"No field --{name}.{nearest(name, _leaves(fields))}")
-    here[last] = value
+        fields = fields[part]
+    fields[last] = value
 
 
-def _leaves(fields: dict[str, Any], prefix: str = "") -> list[str]:
-    names = []
+def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names of all fields, with their values."""
+    names: dict[str, Any] = {}
     for key, value in fields.items():
-        names += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+        if isinstance(value, dict) and value:
+            names |= _leaves(value, f"{prefix}{key}.")
+        else:
+            names[prefix + key] = value
     return names
 
 
@@ -118,5 +123,6 @@ def _typed(data: list[Path], out: Path, overrides: dict[str, Any]) -> list[str]:
     words = [word for folder in data for word in ("--data", str(folder))] + ["--out", str(out)]
     for name, value in overrides.items():
         option = f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
-        words += [option, value if isinstance(value, str) else json.dumps(value)]
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += [f"{option}={text}"] if text.startswith("--") else [option, text]
     return words

@@ -53,12 +53,6 @@ def search_command(
     if as_json:
         print_json({"image": str(image), "action": str(action), "images": len(bank), "hits": found})
         return
-    from rich.table import Table
-
-    console.print(f"{image} as: {action}; nearest of {len(bank)} images")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("rank", "distance", "path"):
-        table.add_column(column, no_wrap=True)
+    console.print(f"{image} {'as it is' if action.is_identity else f'as {action}'}; nearest of {len(bank)}")
     for rank, hit in enumerate(found, start=1):
-        table.add_row(str(rank), f"{hit['distance']:.2f}", str(hit["path"]))
-    console.print(table)
+        console.print(f"{rank:>3}  {hit['distance']:8.2f}  {hit['path']}")

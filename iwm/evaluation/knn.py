@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iwm.errors import InvalidDataError
-from iwm.evaluation.labelled import Labelled, read_class_folder
+from iwm.evaluation.labelled import read_class_folder
 from iwm.images import ImageLike
 from iwm.world_model import WorldModel
 
@@ -80,20 +80,21 @@ def knn(
     """
     if k < 1:
         raise InvalidDataError(f"k is {k}; it must be at least 1.")
-    train_set, val_set = _labelled(train), _labelled(val)
-    unknown = sorted(set(val_set.labels) - set(train_set.labels))
+    train_images, train_labels = _labelled(train)
+    val_images, val_labels = _labelled(val)
+    unknown = sorted(set(val_labels) - set(train_labels))
     if unknown:
         raise InvalidDataError(
             f"Labels that only the validation images have: {', '.join(map(str, unknown[:5]))}."
         )
-    classes = sorted(set(train_set.labels))
+    classes = sorted(set(train_labels))
     index = {label: i for i, label in enumerate(classes)}
-    train_y = torch.tensor([index[label] for label in train_set.labels])
-    val_y = torch.tensor([index[label] for label in val_set.labels])
+    train_y = torch.tensor([index[label] for label in train_labels])
+    val_y = torch.tensor([index[label] for label in val_labels])
 
     def accuracy(of: WorldModel) -> float:
-        train_z = of.embed(train_set.images, batch_size, progress).float().cpu()
-        val_z = of.embed(val_set.images, batch_size, progress).float().cpu()
+        train_z = of.embed(train_images, batch_size, progress).float().cpu()
+        val_z = of.embed(val_images, batch_size, progress).float().cpu()
         return float((vote(train_z, train_y, val_z, k, len(classes)) == val_y).double().mean())
 
     return KNNReport(
@@ -129,15 +130,16 @@ def vote(train_z: Tensor, train_y: Tensor, val_z: Tensor, k: int, classes: int) 
     return torch.cat(winners)
 
 
-def _labelled(data: LabelledSet) -> Labelled:
+def _labelled(data: LabelledSet) -> tuple[list[ImageLike], list[str]]:
     if isinstance(data, str | os.PathLike):
-        return read_class_folder(Path(data))
+        found = read_class_folder(Path(data))
+        return list(found.images), found.labels
     images, labels = list(data[0]), list(data[1])
     if len(images) != len(labels) or not images:
         raise InvalidDataError(
             f"{len(images)} images and {len(labels)} labels; give one label to each image."
         )
-    return Labelled(images, labels)
+    return images, labels
 
 
 def _at_random(model: WorldModel) -> WorldModel:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from iwm.errors import InvalidDataError
-from iwm.images import ImageLike, list_images
+from iwm.images import list_images
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images and their labels, one to each."""
+    """Image files and their labels, one to each."""
 
-    images: Sequence[ImageLike]
-    labels: Sequence[str]
+    images: list[Path]
+    labels: list[str]
 
 
 def read_class_folder(folder: Path) -> Labelled:
@@ -29,7 +28,7 @@ def read_class_folder(folder: Path) -> Labelled:
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise InvalidDataError(f"{folder} has no class subfolders; expected {folder}/cat/1.jpg and so on.")
-    images: list[ImageLike] = []
+    images: list[Path] = []
     labels: list[str] = []
     for directory in classes:
         found = list_images(directory)

@@ -106,6 +106,8 @@ def mrr(
         raise InvalidConfigError(
             f'No distribution is called "{distribution}".{nearest(distribution, _DISTRIBUTIONS)}'
         )
+    if seed < 0:
+        raise InvalidConfigError(f"seed is {seed}; it must be at least 0.")
     if bank_size < 2:
         raise InvalidConfigError(f"bank_size is {bank_size}; a bank needs at least 2 views.")
     stream: Iterable[ImageLike] = iterate(images)

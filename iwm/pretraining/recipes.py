@@ -10,6 +10,7 @@ crop scale 0.3-1 (P), flip 0.5 (P), four blocks of 0.15-0.2 (P), AdamW 1e-3 with
 
 from collections.abc import Callable
 
+from iwm.config import WorldModelConfig
 from iwm.errors import UnknownModelError, nearest
 from iwm.pretraining.config import MaskConfig, PretrainConfig
 from iwm.training.config import DataConfig, OptimConfig
@@ -23,7 +24,7 @@ def iwm_tiny() -> PretrainConfig:
     Cost and scores: recorded in the shipped `config.json`; see `iwm info iwm-tiny`.
     """
     return PretrainConfig(
-        model=find_entry("iwm-tiny").config,
+        model=_model("iwm-tiny"),
         masks=MaskConfig(unmasked=0.2),
         optim=OptimConfig(lr_start=0.0, warmup=0.1, weight_decay_end=0.04, clip=3.0),
         steps=9_000,
@@ -37,7 +38,7 @@ def iwm_tiny_inv() -> PretrainConfig:
     Command: `iwm pretrain --recipe iwm-tiny-inv --data FOLDER --out DIR`.
     Cost: that of `iwm_tiny`. Expected: `apply` at its floor, by construction.
     """
-    return iwm_tiny().replace(model=find_entry("iwm-tiny-inv").config)
+    return iwm_tiny().replace(model=_model("iwm-tiny-inv"))
 
 
 def iwm_equi_18_384() -> PretrainConfig:
@@ -86,10 +87,15 @@ def iwm_inv_18_384_l16() -> PretrainConfig:
     return _paper("iwm-inv-18-384-l16")
 
 
+def _model(name: str) -> WorldModelConfig:
+    """The zoo's architecture; whoever trains it decides the licence."""
+    return find_entry(name).config.replace(license="unspecified")
+
+
 def _paper(name: str) -> PretrainConfig:
     """300 epochs (P) of ImageNet's 1,281,167 images in batches of 2048 (J), 40 of warmup (P)."""
     return PretrainConfig(
-        model=find_entry(name).config,
+        model=_model(name),
         data=DataConfig(workers=8),
         steps=300 * 1_281_167 // 2048,
         batch_size=2048,

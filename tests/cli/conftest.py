@@ -127,6 +127,17 @@ def model_folder(tiny_config, tmp_path):
     return tmp_path / "model"
 
 
+@pytest.fixture
+def no_model(monkeypatch):
+    """A command that loads a model fails the test."""
+
+    def refuse(*_):
+        raise AssertionError("a model was loaded")
+
+    for name in ("demo", "encode", "evaluate"):
+        monkeypatch.setattr(f"iwm.cli.{name}.load_model", refuse)
+
+
 @pytest.fixture(scope="session")
 def pretrain_words():
     """Options that make the recipe `iwm-tiny` tiny indeed: 4 x 4 patches of 8 pixels."""

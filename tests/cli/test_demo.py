@@ -1,5 +1,6 @@
 """`iwm demo`: a picture, and numbers that a direct computation gives too."""
 
+import os
 import sys
 
 import pytest
@@ -53,7 +54,7 @@ def test_the_words_sum_up_the_numbers(command, files, model_folder, tmp_path):
     assert shown.out.splitlines()[-1] == last
     lines = [line.split() for line in shown.out.splitlines()]
     for report in numbers["mrr"]:
-        assert f"{report['protocol']}: 1 photographs, {SIZE} views each" in shown.out
+        assert f"{report['protocol']}: photographs 1, views of each {SIZE}, full distribution" in shown.out
         assert ["all", f"{report['overall']['mrr']:.3f}"] in [line[:2] for line in lines]
     assert shown.out.count("baseline: floor") == 2
 
@@ -64,17 +65,52 @@ def test_the_words_sum_up_the_numbers(command, files, model_folder, tmp_path):
         ("PHOTO", "demo.xyz", r"Cannot write a picture to OUT; end its name in .png, .pdf or .svg."),
         ("PHOTO", "demo", r"Cannot write a picture to OUT; end its name in .png, .pdf or .svg."),
         ("PHOTO", "broken.jpg/demo.png", r"Cannot write OUT"),
+        ("PHOTO", "pictures.png", r"OUT is a folder; name a file for --out."),
         ("broken.jpg", "demo.png", r"broken.jpg as an image"),
         ("missing.jpg", "demo.png", r"No such image file: "),
+        ("pictures.png", "demo.png", r"No images in "),
     ],
 )
-def test_what_cannot_be_shown(command, files, bad_photo, model_folder, photo, out, message):
+@pytest.mark.usefixtures("no_model")
+def test_what_cannot_be_shown_is_told_before_the_work(command, files, bad_photo, photo, out, message):
     folder = bad_photo.parent
-    image = files[0] if photo == "PHOTO" else folder / photo
-    error = command("demo", image, "-m", model_folder, "--bank-size", 10, "-o", folder / out).error
+    (folder / "pictures.png").mkdir()
+    image = files[1] if photo == "PHOTO" else folder / photo
+    error = command("demo", files[0], image, "--bank-size", 10, "-o", folder / out).error
     assert message.replace("OUT", str(folder / out)) in error
-    assert sorted(path.name for path in folder.iterdir()) == ["broken.jpg", "model"]
+    assert sorted(path.name for path in folder.iterdir()) == ["broken.jpg", "pictures.png"]
     assert bad_photo.read_text() == "not an image"
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_folder_without_permission_is_told_before_the_work(command, files, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.access", lambda path, mode: (str(path), mode) != (str(tmp_path), os.W_OK))
+    error = command("demo", files[0], "-o", tmp_path / "new" / "demo.png").error
+    assert f"Cannot write {tmp_path}/new/demo.png: no permission to write in {tmp_path}." in error
+
+
+def test_a_folder_stands_for_its_photographs(command, photos, files, model_folder, tmp_path):
+    options = ["-m", model_folder, "--bank-size", 10, "--out", tmp_path / "demo.png", "--json"]
+    chosen = [files[11], *files[:6]]
+    by_folder = command("demo", files[11], photos / "class0", *options).json
+    assert by_folder == command("demo", *chosen, *options).json
+    assert [report["images"] for report in by_folder["mrr"]] == [7, 7]
+    exact = mrr(iwm.load(model_folder), chosen, bank_size=10)
+    assert by_folder["mrr"][0]["overall"]["mrr"] == pytest.approx(exact.mrr, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["br[final].png", "br[/x].png"])
+def test_a_name_like_markup_is_shown_as_it_is(command, files, model_folder, tmp_path, name):
+    out = tmp_path / name
+    shown = command("demo", files[0], "-m", model_folder, "--bank-size", 10, "--out", out)
+    assert shown.out.splitlines()[-1].startswith(f"Picture: {out} (")
+    assert out.is_file()
+
+
+def test_a_device_that_cannot_be_used(command, files, model_folder, tmp_path):
+    words = ["demo", files[0], "-m", model_folder, "-o", tmp_path / "demo.png", "--device", "gpux"]
+    assert 'Cannot use device "gpux"; try "cpu" or "auto". (' in command(*words).error
+    assert not (tmp_path / "demo.png").exists()
 
 
 def test_a_bank_must_hold_every_action(command, files, model_folder, tmp_path):

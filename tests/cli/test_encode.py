@@ -1,9 +1,12 @@
 """`iwm encode`: a bank of exactly what the model encodes, from files and folders."""
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import iwm
 
@@ -51,9 +54,8 @@ def test_half_stores_float16(command, photos, files, model_folder, tmp_path):
         (["PHOTOS", "BAD"], r"Cannot read .*broken\.jpg as an image"),
         (["MISSING"], r"No such image file: .*missing\.jpg"),
         (["EMPTY"], r"No images in .*empty; looked for .*\.jpg"),
-        (["PHOTOS", "PHOTOS"], r"00\.jpg' is given twice"),
     ],
-    ids=["unreadable", "missing", "empty", "twice"],
+    ids=["unreadable", "missing", "empty"],
 )
 def test_what_cannot_be_encoded_is_named_and_nothing_written(
     command, photos, bad_photo, model_folder, tmp_path, images, message
@@ -68,7 +70,54 @@ def test_what_cannot_be_encoded_is_named_and_nothing_written(
     assert not out.exists()
 
 
-def test_an_out_that_cannot_be_written(command, photos, bad_photo, model_folder):
-    error = command("encode", photos, "-o", bad_photo / "bank.safetensors", "-m", model_folder).error
-    assert "Cannot write" in error
+@pytest.mark.parametrize(
+    "images", [["FILE", "PHOTOS"], ["PHOTOS", "FILE"], ["OTHER", "FILE", "FILE"]], ids=str
+)
+@pytest.mark.usefixtures("no_model")
+def test_an_image_given_twice_is_told_before_the_work(command, photos, files, tmp_path, images):
+    places = {"PHOTOS": photos, "FILE": files[4], "OTHER": files[5]}
+    error = command("encode", *[places[name] for name in images], "-o", tmp_path / "a.safetensors").error
+    assert error == f"Error: {files[4]} is given twice.\n"
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("broken.jpg/bank.safetensors", "Cannot write OUT"),
+        ("folder", "OUT is a folder; name a file for --out."),
+        ("locked/new/a.safetensors", "Cannot write OUT: no permission to write in PLACE/locked."),
+    ],
+)
+@pytest.mark.usefixtures("no_model")
+def test_an_out_that_cannot_be_written_is_told_before_the_work(
+    command, monkeypatch, photos, bad_photo, out, message
+):
+    folder = bad_photo.parent
+    for name in ("folder", "locked"):
+        (folder / name).mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: (Path(path).name, mode) != ("locked", os.W_OK))
+    error = command("encode", photos, "-o", folder / out).error
+    assert message.replace("OUT", str(folder / out)).replace("PLACE", str(folder)) in error
     assert bad_photo.read_text() == "not an image"
+
+
+@pytest.mark.parametrize("name", ["br[final].safetensors", "br[/x].safetensors"])
+def test_a_name_like_markup_is_shown_as_it_is(command, files, model_folder, tmp_path, name):
+    out = tmp_path / name
+    written, search = command("encode", files[0], "-o", out, "-m", model_folder).out.splitlines()
+    assert written.startswith(f"Wrote 1 latents of 16 x 48 to {out} (")
+    assert search == f'Search them: iwm.Bank.load("{out}").search(latent)'
+    assert iwm.Bank.load(out).ids == [str(files[0])]
+
+
+def test_an_output_below_a_file_is_refused_before_the_work(command, photos, no_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("photo.jpg")
+    assert "photo.jpg is a file, not a folder" in command("encode", photos, "--out", "photo.jpg/x").error
+
+
+def test_the_same_photograph_by_two_names_is_found_out(command, files, no_model, tmp_path):
+    twin = tmp_path / "twin.jpg"
+    twin.symlink_to(files[0])
+    words = command("encode", files[0], twin, "--out", tmp_path / "x.safetensors").error
+    assert f"{twin} is given twice" in words

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import iwm
 from iwm.checkpoint import read_config
 from iwm.evaluation import knn, mrr
+from iwm.zoo import ZOO
 
 
 def _plain(value):
@@ -42,9 +44,10 @@ def test_mrr_is_the_librarys(command, photos, files, model_folder, protocol, dis
         distribution=distribution, seed=3,
     )  # fmt: skip
     assert shown.pop("files_sha256") == _sha256(photos, [files[0], files[6]])
-    for option in (f"--protocol {protocol}", f"--distribution {distribution}", "--bank-size 8", "--seed 3"):
-        assert option in shown["command"]
-    assert shown.pop("command").startswith("iwm eval mrr ")
+    assert shlex.split(shown.pop("command")) == [
+        "iwm", "eval", "mrr", "--model", str(model_folder), "--data", str(photos), "--images", "2",
+        "--protocol", protocol, "--distribution", distribution, "--bank-size", "8", "--seed", "3",
+    ]  # fmt: skip
     assert shown == _plain(report.to_dict())
 
 
@@ -65,7 +68,7 @@ def test_the_mrr_table_in_a_fresh_process_shows_the_scores(fresh, command, photo
     done, exact = fresh(*words), command(*words, "--json").json
     assert (done.code, done.err) == (0, "")
     heading, columns, *lines = done.out.strip().splitlines()
-    assert heading.strip() == "apply: 2 photographs, 16 views each, full distribution"
+    assert heading.strip() == "apply: photographs 2, views of each 16, full distribution"
     assert columns.split() == ["MRR", "hits@1", "hits@5", "queries"]
     printed = {" ".join(line.split()[:-4]): line.split()[-4:] for line in lines}
     baselines = {f"baseline: {name.replace('_', ' ')}": s for name, s in exact["baselines"].items()}
@@ -81,11 +84,19 @@ def test_the_mrr_table_in_a_fresh_process_shows_the_scores(fresh, command, photo
 def test_knn_is_the_librarys(command, classes, model_folder):
     train, val = classes
     words = ["eval", "knn", "--train", train, "--val", val, "-m", model_folder, "-k", 3]
+    evaluated = [sorted(root.rglob("*.jpg")) for root in (train, val)]
+    for root in (train, val):
+        for place in (root, root / ".class0"):
+            place.mkdir(exist_ok=True)
+            shutil.copy(evaluated[0][0], place / "stray.jpg")
     shown = command(*words, "--json").json
     report = knn(iwm.load(model_folder), train, val, 3, random_baseline=True)
-    assert shown.pop("train_files_sha256") == _sha256(train, sorted(train.rglob("*.jpg")))
-    assert shown.pop("val_files_sha256") == _sha256(val, sorted(val.rglob("*.jpg")))
-    assert shown.pop("command").endswith(f"--train {train} --val {val} -k 3")
+    assert shown.pop("train_files_sha256") == _sha256(train, evaluated[0])
+    assert shown.pop("val_files_sha256") == _sha256(val, evaluated[1])
+    assert shlex.split(shown.pop("command")) == [
+        "iwm", "eval", "knn", "--model", str(model_folder), "--train", str(train), "--val", str(val),
+        "-k", "3",
+    ]  # fmt: skip
     assert shown == report.to_dict()
     assert (shown["train_images"], shown["val_images"], shown["classes"], shown["k"]) == (8, 4, 2, 3)
     words_shown = command(*words).words
@@ -93,26 +104,55 @@ def test_knn_is_the_librarys(command, classes, model_folder):
     assert f"random encoder {report.random_encoder:.1%}, most frequent class 50.0%" in words_shown
 
 
-def test_record_adds_to_the_config_and_leaves_the_rest(command, photos, classes, model_folder):
+def test_the_command_shown_gives_the_number_again(command, monkeypatch, photos, classes, model_folder):
+    place = classes[0].parent / "my set's model; $HOME"
+    model_folder.rename(place)
+    monkeypatch.chdir(place.parent)
+    for words in (
+        ["mrr", "--data", photos, "--images", 2, "--protocol", "undo", "--bank-size", 5, "--seed", 4],
+        ["knn", "--train", "train", "--val", "val", "-k", 2],
+    ):
+        shown = command("eval", *words, "-m", place.name, "--json").json
+        typed = shlex.split(shown["command"])
+        assert typed[typed.index("--model") + 1] == place.name
+        assert command(*typed[1:], "--json").json == shown
+
+
+def test_record_adds_to_the_config_and_leaves_the_rest(
+    command, monkeypatch, photos, classes, model_folder, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
     described = json.loads((model_folder / "config.json").read_text())
     described |= {"metrics": {"probe": {"accuracy": 0.5}}, "provenance": {"images": 7}, "license": "mine"}
     (model_folder / "config.json").write_text(json.dumps(described))
     weights = (model_folder / "model.safetensors").read_bytes()
     eval_mrr = ["eval", "mrr", "--data", photos, "-m", model_folder, "--images", 1, "--bank-size", 4]
-    eval_knn = ["eval", "knn", "--train", classes[0], "--val", classes[1], "-m", model_folder]
+    eval_knn = ["eval", "knn", "--train", "set/train", "--val", "set/val", "-m", model_folder]
     recorded = {
         "apply-mrr-full": command(*eval_mrr, "--record", "--json").json,
         "undo-mrr-jitter": command(
             *eval_mrr, "--protocol", "undo", "--distribution", "jitter", "--record", "--json"
         ).json,
-        "knn-set": command(*eval_knn, "--record", "--json").json,
+        "knn-20-set/val": command(*eval_knn, "--record", "--json").json,
+        "knn-3-set/val": command(*eval_knn, "-k", 3, "--record", "--json").json,
     }
     assert json.loads((model_folder / "config.json").read_text()) == described | {
         "metrics": described["metrics"] | recorded
     }
     assert (model_folder / "model.safetensors").read_bytes() == weights
     assert sorted(path.name for path in model_folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert command("info", model_folder, "--json").json["metrics"]["knn-set"] == recorded["knn-set"]
+    assert command("info", model_folder, "--json").json["metrics"].items() >= recorded.items()
+
+
+def test_a_knn_record_is_named_after_the_neighbours_and_the_folder(
+    command, monkeypatch, classes, model_folder, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["eval", "knn", "--train", "set/train", "-m", model_folder, "-k", 2, "--record", "--val"]
+    for val in ("set/val", "set/val/", "./set/val", classes[1]):
+        assert command(*words, val).code == 0
+    expected = {"knn-2-set/val", f"knn-2-{classes[1].as_posix()[1:]}"}
+    assert read_config(model_folder).metrics.keys() == expected
 
 
 def test_recording_again_replaces_the_score(command, photos, model_folder):
@@ -129,11 +169,36 @@ def test_nothing_is_recorded_unless_asked(command, photos, model_folder):
     assert (model_folder / "config.json").read_bytes() == before
 
 
-def test_record_needs_a_model_folder(command, photos):
-    words = ["eval", "mrr", "--data", photos, "--images", 1, "--bank-size", 2, "--record"]
-    error = command(*words, "--model", "iwm-tiny", "--json").error
-    assert "iwm-tiny" in error
-    assert "folder" in error
+@pytest.mark.parametrize("name", ["iwm-equi-18-384", "iwm-tyni", "nowhere/model"])
+@pytest.mark.parametrize("kind", ["mrr", "knn"])
+@pytest.mark.usefixtures("no_model")
+def test_a_model_without_a_folder_is_told_before_the_work(command, photos, classes, kind, name):
+    words = {"mrr": ["--data", photos], "knn": ["--train", classes[0], "--val", classes[1]]}[kind]
+    error = command("eval", kind, *words, "--model", name, "--record").error
+    assert name in error
+    assert "folder" in error.lower()
+
+
+def test_a_zoo_name_is_recorded_into_its_own_folder(command, monkeypatch, photos, model_folder, tmp_path):
+    monkeypatch.setattr("iwm.zoo.WEIGHTS", tmp_path / "weights")
+    (tmp_path / "weights").mkdir()
+    folder = model_folder.rename(tmp_path / "weights" / "iwm-tiny")
+    assert ZOO["iwm-tiny"].folder == folder
+    words = ["eval", "mrr", "--data", photos, "--images", 1, "--bank-size", 3, "--json"]
+    recorded = [
+        command(*words, *options, "--record").json
+        for options in ([], ["-m", "iwm-tiny", "--protocol", "undo"])
+    ]
+    assert read_config(folder).metrics == {"apply-mrr-full": recorded[0], "undo-mrr-full": recorded[1]}
+    for result in recorded:
+        assert result["command"].startswith("iwm eval mrr --model iwm-tiny --data ")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_negative_seed_is_a_usage_error(command, photos):
+    shown = command("eval", "mrr", "--data", photos, "--seed", -1)
+    assert (shown.code, shown.out) == (2, "")
+    assert "Invalid value for '--seed': " in shown.words
 
 
 @pytest.mark.parametrize(

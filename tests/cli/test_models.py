@@ -69,7 +69,8 @@ def _give_metrics(folder):
         "apply-mrr-full": {"overall": {"mrr": 0.625}, "command": "iwm eval mrr --data a"},
         "knn-b": {"accuracy": 0.5, "command": "iwm eval knn --train b"},
     }
-    described["provenance"] = {"images": 12, "machine": "a heap of sand"}
+    data = [{"folder": "my photos", "images": 8}, {"folder": "b", "images": 4}]
+    described["provenance"] = {"data": data, "images": 12, "machine": "a heap of sand"}
     (folder / "config.json").write_text(json.dumps(described))
 
 
@@ -89,8 +90,12 @@ def test_info_of_a_folder(command, model_folder, monkeypatch):
     monkeypatch.chdir(model_folder.parent)
     shown = command("info", "model")
     assert shown.code == 0
+    model = iwm.load(model_folder)
     for line in (
-        "tiny in model",
+        "tiny, in model",
+        f"encoder ViT 48 x 2, patch 8, {_count(model.encoder):,} parameters",
+        f"world model 32 x 2, inplace, adaln, {_count(model.predictor):,} parameters",
+        "data my photos (8), b (4)",
         "licence unspecified",
         "images 12",
         "machine a heap of sand",
@@ -99,6 +104,34 @@ def test_info_of_a_folder(command, model_folder, monkeypatch):
     ):
         assert line in [" ".join(printed.split()) for printed in shown.out.splitlines()]
     assert "arXiv:2403.00504" in shown.out
+
+
+@pytest.mark.parametrize("name", ["br[final]", "br[/x]", "[bold]a[/bold]", "a name of many words " * 8])
+def test_a_folder_like_markup_is_shown_as_it_is(command, model_folder, tmp_path, name):
+    folder = tmp_path / name
+    folder.parent.mkdir(exist_ok=True)
+    model_folder.rename(folder)
+    shown = command("info", folder)
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.splitlines()[0] == f"tiny, in {folder}"
+
+
+@pytest.mark.parametrize(
+    ("count", "printed"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1234, "1,234"),
+        (99_999, "99,999"),
+        (100_000, "0.1 M"),
+        (118_600_000, "118.6 M"),
+    ],
+)
+def test_small_counts_are_plain_numbers(command, monkeypatch, model_folder, count, printed):
+    monkeypatch.setattr("iwm.cli.models._parameters", lambda config: {"encoder": count, "predictor": 7})
+    shown = command("info", model_folder).words
+    assert f"patch 8, {printed} parameters" in shown
+    assert "adaln, 7 parameters" in shown
 
 
 @pytest.mark.parametrize("name", ["iwm-tiny-inv", "iwm-equi-36-512"])
@@ -122,3 +155,17 @@ def test_info_tells_of_the_default_model(command):
 )
 def test_info_of_something_else(command, photos, name, message):
     assert message in command("info", photos if name == "FOLDER" else name).error
+
+
+def test_info_shows_whatever_json_a_config_holds(command, model_folder, tmp_path):
+    config = json.loads((model_folder / "config.json").read_text())
+    odd = {"metrics": {"mrr": 0.5}, "provenance": {"data": "ImageNet"}}
+    (tmp_path / "config.json").write_text(json.dumps(config | odd))
+    shown = command("info", tmp_path)
+    assert shown.code == 0, shown.err
+    assert "0.5" in shown.out
+    assert "ImageNet" in shown.out
+
+
+def test_info_of_a_name_too_long_for_a_file(command):
+    assert "No model is called" in command("info", "a" * 300).error

@@ -11,29 +11,34 @@ from iwm.errors import InvalidConfigError
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.recipes import RECIPES, find_recipe
 
+RECIPE = json.loads(to_json(find_recipe("iwm-tiny")))
+
 
 @pytest.mark.parametrize(
-    ("words", "pairs"),
+    ("words", "values"),
     [
-        ([], []),
-        (["--optim.lr", "5e-4"], [("optim.lr", 5e-4)]),
-        (["--optim.lr=5e-4", "--ema", "1"], [("optim.lr", 5e-4), ("ema", 1)]),
-        (["--data.crop-scale", "[0.5, 1]"], [("data.crop_scale", [0.5, 1])]),
-        (["--masks.unmasked", "-1"], [("masks.unmasked", -1)]),
-        (["--model.actions.symmetric", "true"], [("model.actions.symmetric", True)]),
-        (["--precision", "float32"], [("precision", "float32")]),
-        (["--model.license=a=b --c"], [("model.license", "a=b --c")]),
-        (["--model.name="], [("model.name", "")]),
-        (["--ema", "0.9", "--ema", "0.8"], [("ema", 0.9), ("ema", 0.8)]),
+        ([], {}),
+        (["--optim.lr", "5e-4"], {"optim.lr": 5e-4}),
+        (["--optim.lr=5e-4", "--ema", "1"], {"optim.lr": 5e-4, "ema": 1}),
+        (["--data.crop-scale", "[0.5, 1]"], {"data.crop_scale": [0.5, 1]}),
+        (["--masks.unmasked", "-1"], {"masks.unmasked": -1}),
+        (["--model.actions.symmetric", "true"], {"model.actions.symmetric": True}),
+        (["--precision", "float32"], {"precision": "float32"}),
+        (["--model.license=a=b --c"], {"model.license": "a=b --c"}),
+        (["--model.name="], {"model.name": ""}),
+        (["--model.name", "123"], {"model.name": "123"}),
+        (["--model.name=true", "--model.license", "null"], {"model.name": "true", "model.license": "null"}),
+        (["--model.encoder.depth", "fast"], {"model.encoder.depth": "fast"}),
+        (["--ema", "0.9", "--ema", "0.8"], {"ema": 0.8}),
     ],
     ids=str,
 )
-def test_words_become_names_and_values(words, pairs):
-    before = list(words)
-    found = parse_overrides(words)
-    assert found == pairs
-    assert [type(value) for _, value in found] == [type(value) for _, value in pairs]
-    assert words == before
+def test_words_become_names_and_values(words, values):
+    before, fields = list(words), json.loads(json.dumps(RECIPE))
+    found = parse_overrides(words, fields)
+    assert found == values
+    assert [type(value) for value in found.values()] == [type(value) for value in values.values()]
+    assert (words, fields) == (before, RECIPE)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +52,7 @@ def test_words_become_names_and_values(words, pairs):
 )
 def test_words_that_are_no_options(words, message):
     with pytest.raises(InvalidConfigError, match=f"^{re.escape(message)}$"):
-        parse_overrides(words)
+        parse_overrides(words, RECIPE)
 
 
 @pytest.fixture
@@ -73,20 +78,26 @@ def test_a_field_is_set_and_no_other(fields, name, value, changed):
 @pytest.mark.parametrize(
     ("name", "suggestion"),
     [
-        ("stesp", '"steps"'),
-        ("optim.lrr", '"optim.lr"'),
-        ("optm.lr", '"optim.lr"'),
-        ("optim", '"optim.lr"'),
-        ("optim.lr.start", '"optim.lr"'),
-        ("model.predictor", '"model.predictor.depth"'),
-        ("predictor.depth", '"model.predictor.depth"'),
+        ("stesp", ' Did you mean "--steps"?'),
+        ("optim.lrr", ' Did you mean "--optim.lr"'),
+        ("optm.lr", ' Did you mean "--optim.lr"?'),
+        ("optim", ' Did you mean "--optim.lr"'),
+        ("optim.lr.start", ' Did you mean "--optim.lr"'),
+        ("model.predictor", ' Did you mean "--model.predictor.depth"'),
+        ("predictor.depth", ' Did you mean "--model.predictor.depth"?'),
+        ("lr", ' Did you mean "--optim.lr"?'),
+        ("depth", " Choose from: --model.encoder.depth, --model.predictor.depth."),
+        ("resme", ' Did you mean "--resume"'),
+        ("resume.step", ' Did you mean "--resume"'),
     ],
 )
 def test_a_name_that_does_not_exist_gets_a_suggestion(fields, name, suggestion):
+    fields["model"]["encoder"] = {"depth": 3}
     before = json.loads(json.dumps(fields))
-    with pytest.raises(InvalidConfigError, match=rf"No field --{re.escape(name)}\.") as caught:
-        set_dotted(fields, name, 1)
-    assert suggestion in str(caught.value)
+    message = re.escape(f"No option --{name}.{suggestion}")
+    for words in ([f"--{name}", "1"], [f"--{name}=1"], [f"--{name}"]):
+        with pytest.raises(InvalidConfigError, match=f"^{message}"):
+            parse_overrides(words, fields, ["--resume", "--out", "-o"])
     assert fields == before
 
 
@@ -105,7 +116,7 @@ def test_every_field_of_a_recipe_can_be_set_to_what_it_is(recipe):
 
     collect(fields)
     assert len(words) > 70
-    for name, value in parse_overrides(words):
+    for name, value in parse_overrides(words, fields).items():
         set_dotted(fields, name, value)
     assert from_dict(PretrainConfig, fields) == config
 
@@ -113,8 +124,10 @@ def test_every_field_of_a_recipe_can_be_set_to_what_it_is(recipe):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model.predictor.dept", "4"], r'No field --model\.predictor\.dept\. Did you mean "model\.predictor\.depth"'),
-        (["--batchsize", "4"], r'No field --batchsize\. Did you mean "batch_size"'),
+        (["--model.predictor.dept", "4"], r'No option --model\.predictor\.dept\. Did you mean "--model\.predictor\.depth"'),
+        (["--batchsize", "4"], r'No option --batchsize\. Did you mean .*"--batch-size"'),
+        (["--lr", "1e-3"], r'No option --lr\. Did you mean "--optim\.lr"\?'),
+        (["--resme"], r'No option --resme\. Did you mean "--resume"'),
         (["--optim.lr"], r"--optim\.lr needs a value"),
         (["more"], r'Unexpected word "more"'),
         (["--optim.lr", "fast"], r"optim\.lr is 'fast': Input should be a valid number"),
@@ -122,12 +135,12 @@ def test_every_field_of_a_recipe_can_be_set_to_what_it_is(recipe):
         (["--model.predictor.layout", "inplac"], r"model\.predictor\.layout is 'inplac': .*'append' or 'inplace'"),
         (["--precision", "fp8"], r"precision is 'fp8': .*'float32' or 'bf16'"),
         (["--model.encoder.heads", "[2]"], r"model\.encoder\.heads is \[2\]: Input should be a valid integer"),
-        (["--optim.lr", "-1"], r"optim\.lr is -1\.0; it must be positive"),
+        (["--optim.lr", "-1"], r"^Error: optim\.lr is -1\.0; it must be positive"),
         (["--optim.lr", "NaN"], r"optim\.lr is nan; it must be positive"),
-        (["--model.encoder.heads", "3"], r"encoder\.width 32 must be divisible by 4 and by heads \(3\)"),
-        (["--data.crop_scale", "[0.9, 0.3]"], r"data\.crop_scale is \(0\.9, 0\.3\); use 0 < low <= high <= 1"),
-        (["--ema", "2"], r"ema is 2\.0; it must be 0 to 1"),
-        (["--device", "gpux"], r'Cannot use device "gpux".*Try "cpu" or "auto"'),
+        (["--model.encoder.heads", "3"], r"^Error: encoder\.width 32 must be divisible by 4 and by heads \(3\)"),
+        (["--data.crop_scale", "[0.9, 0.3]"], r"^Error: data\.crop_scale is \(0\.9, 0\.3\); use 0 < low <= high <= 1"),
+        (["--ema", "2"], r"^Error: ema is 2\.0; it must be 0 to 1"),
+        (["--device", "gpux"], r'Cannot use device "gpux"; try "cpu" or "auto"'),
         (["--recipe", "iwm-tyni"], r'No recipe is called "iwm-tyni"\. Did you mean "iwm-tiny"'),
         (["--data", "nowhere"], r"No such folder: nowhere"),
     ],
@@ -135,7 +148,10 @@ def test_every_field_of_a_recipe_can_be_set_to_what_it_is(recipe):
 )  # fmt: skip
 def test_a_run_that_cannot_start_writes_nothing(command, pretrain_words, photos, tmp_path, options, message):
     words = ["pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", tmp_path / "run"]
-    assert re.search(message, command(*words, *pretrain_words, *options).error)
+    shown = command(*words, *pretrain_words, *options)
+    assert shown.code == 1
+    assert re.fullmatch(r"Error: .+\n", shown.err)
+    assert re.search(message, shown.err)
     assert not (tmp_path / "run").exists()
 
 

@@ -23,10 +23,10 @@ def _steps(out):
 @pytest.fixture(scope="module")
 def finished(fresh, photos, pretrain_words, tmp_path_factory):
     """A run of four steps in a fresh process: its folder, the words typed, how it ended."""
-    out = tmp_path_factory.mktemp("runs") / "new" / "run"
+    out = tmp_path_factory.mktemp("runs") / "new" / "my run"
     words = [
         "pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", out, "--steps", 4,
-        *pretrain_words, "--optim.lr=5e-4", "--data.crop-scale", "[0.5, 1]", "--log-every", 2,
+        *pretrain_words, "--optim.lr=5e-4", "--model.name", "123", "--data.crop-scale", "[0.5, 1]", "--log-every", 2,
     ]  # fmt: skip
     return out, words, fresh(*words)
 
@@ -34,9 +34,9 @@ def finished(fresh, photos, pretrain_words, tmp_path_factory):
 def test_a_run_ends_with_a_model_and_what_to_do_with_it(finished, photos):
     out, _, done = finished
     assert done.code == 0, done.err
-    assert done.out == (
-        f'Trained 4 steps. Load it: iwm.load("{out}")\nMeasure it: iwm eval mrr --model {out} --data FOLDER\n'
-    )
+    load, measure = done.out.splitlines()
+    assert load == f'Trained 4 steps. Load it: iwm.load("{out}")'
+    assert measure == f"Measure it: iwm eval mrr --model '{out}' --data FOLDER"
     assert "Traceback" not in done.err
     assert _steps(out) == [2, 4]
     model = iwm.load(out)
@@ -47,10 +47,12 @@ def test_a_run_ends_with_a_model_and_what_to_do_with_it(finished, photos):
 def test_a_run_records_its_settings_command_and_provenance(finished, photos):
     out, _, _ = finished
     config = from_dict(PretrainConfig, json.loads((out / "run.json").read_text()))
+    assert config.model.name == "123"
     assert (config.steps, config.batch_size, config.log_every, config.device) == (4, 4, 2, "cpu")
     assert (config.optim.lr, config.data.crop_scale, config.data.workers) == (5e-4, (0.5, 1.0), 0)
     assert config.masks.unmasked == 0.2
     described = read_config(out)
+    assert described.license == "unspecified"
     assert described.recipe["optim"]["lr"] == 5e-4
     assert described.provenance["images"] == 12
     assert described.provenance["images_seen"] == 16
@@ -72,12 +74,12 @@ def test_the_recorded_command_runs_the_same_again(command, finished, tmp_path):
 def test_a_second_run_is_refused_and_resume_continues(command, finished):
     out, words, _ = finished
     before = (out / "model.safetensors").read_bytes()
-    assert "holds a training run already. Add --resume to continue it" in command(*words).error
+    assert "holds a training run already. Add --resume to continue it" in command(*words).err
     assert (out / "model.safetensors").read_bytes() == before
-    other = command(*words, "--resume", "--seed", 9).error
+    other = command(*words, "--resume", "--seed", 9).err
     assert "cannot be resumed with other settings: seed was 0, now 9" in other
     done = command(*words, "--resume", "--steps", 6)
-    assert (done.code, done.out.splitlines()[0]) == (0, f'Trained 6 steps. Load it: iwm.load("{out}")')
+    assert (done.code, done.out.splitlines()[-2]) == (0, f'Trained 6 steps. Load it: iwm.load("{out}")')
     assert _steps(out) == [2, 4, 6]
     assert read_config(out).provenance["steps"] == 6
     assert (out / "model.safetensors").read_bytes() != before

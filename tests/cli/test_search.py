@@ -1,8 +1,10 @@
 """`iwm search`: the ranking of a direct computation, whatever the action."""
 
 import re
+import shutil
 
 import pytest
+from PIL import Image
 
 import iwm
 
@@ -40,21 +42,41 @@ def test_an_action_ranks_as_the_library_does(command, photos, files, model_folde
     assert (shown["image"], shown["action"], shown["images"]) == (str(files[3]), str(action), 12)
 
 
-def test_the_table_in_a_fresh_process_is_what_json_says(fresh, command, monkeypatch, photos, model_folder):
+def test_the_lines_of_a_fresh_process_are_what_json_says(fresh, command, monkeypatch, photos, model_folder):
     monkeypatch.chdir(photos)
     words = ["search", ".", "-i", "class0/06.jpg", "-m", model_folder, "-k", 3, "--grayscale"]
     done = fresh(*words, cwd=photos)
     assert (done.code, done.err) == (0, "")
-    heading, columns, *lines = done.out.splitlines()
-    assert heading == "class0/06.jpg as: grayscale=True; nearest of 12 images"
-    assert columns.split() == ["rank", "distance", "path"]
+    heading, *lines = done.out.splitlines()
+    assert heading == "class0/06.jpg as grayscale=True; nearest of 12"
     hits = command(*words, "--json").json["hits"]
     assert len(lines) == len(hits) == 3
     for rank, (line, hit) in enumerate(zip(lines, hits, strict=True), start=1):
         printed_rank, distance, path = line.split(maxsplit=2)
         assert int(printed_rank) == rank
         assert float(distance) == pytest.approx(hit["distance"], abs=0.01)
-        assert path.strip() == hit["path"]
+        assert path == hit["path"]
+
+
+def test_without_an_action_the_heading_says_so(command, photos, files, model_folder):
+    shown = command("search", photos, "-i", files[2], "-m", model_folder, "-k", 1)
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out == f"{files[2]} as it is; nearest of 12\n  1      0.00  {files[2]}\n"
+
+
+def test_long_paths_and_names_like_markup_are_shown_as_they_are(command, files, model_folder, tmp_path):
+    names = ["br[final].jpg", "br[/x].jpg", "[bold]a[/bold].jpg", f"{'long ' * 40}/{'name ' * 40}.jpg"]
+    for name, source in zip(names, files, strict=False):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, tmp_path / "all" / name)
+    image = tmp_path / "all" / "br[/x].jpg"
+    words = ["search", tmp_path / "all", "-i", image, "-m", model_folder]
+    hits, shown = command(*words, "--json").json["hits"], command(*words)
+    assert (shown.code, shown.err) == (0, "")
+    heading, *lines = shown.out.splitlines()
+    assert heading == f"{image} as it is; nearest of 4"
+    assert sorted(hit["path"] for hit in hits) == sorted(str(tmp_path / "all" / name) for name in names)
+    assert [line.split(maxsplit=2)[2] for line in lines] == [hit["path"] for hit in hits]
 
 
 @pytest.mark.parametrize(("k", "shown"), [(1, 1), (12, 12), (500, 12)])
@@ -94,3 +116,10 @@ def test_k_must_be_positive(command, photos, files):
     shown = command("search", photos, "-i", files[0], "-k", 0)
     assert (shown.code, shown.out) == (2, "")
     assert "Invalid value for '-k'" in shown.words
+
+
+def test_names_that_look_like_emoji_codes_stay_as_they_are(command, tmp_path, model_folder):
+    Image.new("RGB", (40, 40), "teal").save(tmp_path / "br:cat:.jpg")
+    shown = command("search", tmp_path, "--image", tmp_path / "br:cat:.jpg", "--model", model_folder)
+    assert shown.code == 0, shown.err
+    assert "br:cat:.jpg" in shown.out

@@ -193,6 +193,7 @@ def test_a_report_says_what_was_measured(model):
         ({"protocol": "aply"}, 'No protocol is called "aply". Did you mean "apply"'),
         ({"distribution": "ful"}, 'No distribution is called "ful". Did you mean "full"'),
         ({"bank_size": 1}, "bank_size is 1; a bank needs at least 2 views"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
     ],
 )
 def test_options_that_cannot_be_met(model, options, words):
