@@ -225,9 +225,9 @@ class Action:
                 f"{self!r} starts from a transformed view, and pixels cannot be un-transformed. "
                 "Apply it to a latent (model.apply_action), or build it with a clean source."
             )
-        from iwm.images import apply_photometry
+        from iwm.images import transform_image
 
-        return apply_photometry(image, self.target)
+        return transform_image(image, self.target.params)
 
     def __str__(self) -> str:
         return str(self.target) if self.source.is_clean else f"({self.source}) -> ({self.target})"

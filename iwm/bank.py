@@ -23,6 +23,7 @@ from iwm.errors import (
     IncompatibleLatentError,
     IncompatibleWeightsError,
     InvalidActionError,
+    InvalidConfigError,
     InvalidImageError,
     WeightsUnavailableError,
 )
@@ -32,7 +33,8 @@ from iwm.world_model import WorldModel
 
 Id = str | int
 _FORMAT = "iwm-bank-1"
-_CHUNK = 4096
+_CHUNK = 1 << 26
+"""Numbers of the bank held in float32 at a time: 256 MiB."""
 _EXACT = "donot_use_mm_for_euclid_dist"
 
 
@@ -66,12 +68,7 @@ class Bank:
 
     def __init__(self, latents: Latent, ids: Iterable[Id | os.PathLike[str]]) -> None:
         self._latents = latents
-        self._ids: list[Id] = [_plain_id(i) for i in ids]
-        if len(self._ids) != len(latents):
-            raise IncompatibleLatentError(
-                f"{len(latents)} latents and {len(self._ids)} ids; give one id to each."
-            )
-        _check_unique(self._ids)
+        self._ids = _checked(ids, len(latents))
 
     @classmethod
     def from_latents(
@@ -115,6 +112,7 @@ class Bank:
         if ids is None:
             paths = [os.fspath(i) if isinstance(i, str | os.PathLike) else None for i in items]
             ids = [position if path is None else path for position, path in enumerate(paths)]
+        ids = _checked(ids, len(items))  # Before the work.
         return cls.from_latents(model.encode(items, batch_size, progress), ids, dtype=dtype)
 
     @classmethod
@@ -176,9 +174,13 @@ class Bank:
         Raises:
             IncompatibleLatentError: a query of another space or grid.
         """
+        if not isinstance(latent, Latent):
+            raise IncompatibleLatentError(
+                f"Expected iwm.Latent, got {type(latent).__name__}; write model.encode(image)."
+            )
         self._latents.check_matches(latent)
         if k < 1:
-            raise ValueError(f"k is {k}; it must be at least 1.")
+            raise InvalidConfigError(f"k is {k}; it must be at least 1.")
         order = distances(latent.tokens, self._latents.tokens).topk(min(k, len(self)), largest=False)
         ids = [[self._ids[i] for i in row] for row in order.indices.tolist()]
         return SearchResult(ids, order.values)
@@ -222,11 +224,20 @@ def distances(queries: Tensor, entries: Tensor) -> Tensor:
     In float32, in chunks of entries, so that a float16 bank is never copied whole.
     """
     flat = queries.flatten(1).float()
+    rows = max(_CHUNK // flat.shape[1], 1)
     parts = [
-        torch.cdist(flat, entries[i : i + _CHUNK].flatten(1).to(flat), compute_mode=_EXACT)
-        for i in range(0, len(entries), _CHUNK)
+        torch.cdist(flat, entries[i : i + rows].flatten(1).to(flat), compute_mode=_EXACT)
+        for i in range(0, len(entries), rows)
     ]
     return torch.cat(parts, dim=1) if parts else flat.new_zeros(len(flat), 0)
+
+
+def _checked(ids: Iterable[Id | os.PathLike[str]], count: int) -> list[Id]:
+    plain = [_plain_id(i) for i in ids]
+    if len(plain) != count:
+        raise IncompatibleLatentError(f"{count} latents and {len(plain)} ids; give one id to each.")
+    _check_unique(plain)
+    return plain
 
 
 def _plain_id(value: Id | os.PathLike[str]) -> Id:

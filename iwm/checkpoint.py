@@ -75,6 +75,8 @@ def save_model(
     write_tensors(folder / WEIGHTS_FILE, _half(model.state_dict()))
     if student is not None:
         write_tensors(folder / STUDENT_FILE, _half(student.state_dict()))
+    else:
+        (folder / STUDENT_FILE).unlink(missing_ok=True)  # It would belong to another model.
     write_text(folder / CONFIG_FILE, config.to_json())
 
 
@@ -99,6 +101,8 @@ def read_config(folder: Path) -> WorldModelConfig:
             f"{folder} is not a model folder: it has no {CONFIG_FILE}. Expected what "
             "model.save_pretrained(folder) or `iwm pretrain --out` writes."
         ) from error
+    except OSError as error:
+        raise WeightsUnavailableError(f"Cannot read {path}: {error}") from error
     try:
         return WorldModelConfig.from_json(text)
     except InvalidConfigError as error:

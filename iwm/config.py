@@ -297,6 +297,17 @@ def from_dict(cls: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
         raise InvalidConfigError(f"{path} is {first['input']!r}: {first['msg']}") from error
 
 
+def dotted(fields: Mapping[str, Any], prefix: str = "") -> Json:
+    """Nested fields as one level of dotted names; an empty section stays a value."""
+    names: Json = {}
+    for key, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            names |= dotted(value, f"{prefix}{key}.")
+        else:
+            names[prefix + key] = value
+    return names
+
+
 def check_names(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> None:
     """Raise `InvalidConfigError` for the first key of `data` that `cls` does not have."""
     known = {f.name: f for f in dataclasses.fields(cls)}

@@ -6,15 +6,17 @@ latent of a photograph, and the nearest entry is looked up in a bank of transfor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from torch import Tensor
 
-from iwm.actions import Action
+from iwm.actions import CLEAN, Action, Photometry
 from iwm.bank import Bank
 from iwm.errors import InvalidConfigError
+from iwm.evaluation.mrr import draw_views
 from iwm.images import ImageLike
 from iwm.world_model import WorldModel
 
@@ -85,33 +87,45 @@ def retrieve(
     *,
     bank_size: int = 256,
     seed: int = 0,
-) -> Iterable[Retrieval]:
+) -> Iterator[Retrieval]:
     """Apply each action to a photograph in latent space and look the prediction up.
 
-    Photographs take turns. The bank of each holds the views of all `actions` and random ones
-    of the model's training strength.
+    Photographs take turns. The bank of each holds the views of all `actions` and random ones,
+    drawn as for `iwm.evaluation.mrr`.
 
     Args:
         model: the world model.
-        images: photographs.
+        images: photographs, at least one.
         actions: by name, from a clean source; `ACTIONS` by default.
         bank_size: views in a bank, at least as many as actions.
         seed: of the random views.
+
+    Raises:
+        InvalidConfigError: no images, or a bank that is too small.
     """
     actions = ACTIONS if actions is None else actions
+    least = max(len(actions), NEAREST)
+    if bank_size < least:
+        raise InvalidConfigError(f"bank_size is {bank_size}; the demo needs at least {least}.")
+    if not images:
+        raise InvalidConfigError("The demo needs at least one photograph.")
+    return _retrieve(model, images, actions, bank_size, seed)
+
+
+def _retrieve(
+    model: WorldModel, images: Sequence[ImageLike], actions: dict[str, Action], bank_size: int, seed: int
+) -> Iterator[Retrieval]:
     asked = list(actions.values())
-    if bank_size < max(len(asked), NEAREST):
-        raise InvalidConfigError(
-            f"bank_size is {bank_size}; the demo needs at least {max(len(asked), NEAREST)}."
-        )
-    banks: dict[int, Bank] = {}
+    prepared: dict[int, tuple[Tensor, list[Action], Bank]] = {}
     for row, (name, action) in enumerate(actions.items()):
         turn = row % len(images)
-        pixels = model.preprocess.one(images[turn])
-        views = asked + Action.sample(bank_size - len(asked), seed=seed + turn)
-        if turn not in banks:
-            banks[turn] = Bank.from_views(model, images[turn], views)
-        ranking = banks[turn].search(model.predict(pixels, action), k=bank_size).ids[0]
+        if turn not in prepared:
+            pixels = model.preprocess.one(images[turn])
+            params = draw_views(model, bank_size - len(asked), seed=seed, index=turn)
+            views = asked + [Action.between(CLEAN, Photometry.from_params(p)) for p in params]
+            prepared[turn] = pixels, views, Bank.from_views(model, pixels, views)
+        pixels, views, bank = prepared[turn]
+        ranking = bank.search(model.predict(pixels, action), k=bank_size).ids[0]
         nearest = [int(i) for i in ranking[:NEAREST]]
         yield Retrieval(
             name=name,

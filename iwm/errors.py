@@ -53,6 +53,10 @@ class InvalidDataError(IWMError, ValueError):
     """A data folder that cannot be trained or evaluated on."""
 
 
+class TrainingError(IWMError, RuntimeError):
+    """Training cannot go on: the loss is no longer a number."""
+
+
 class SaveError(IWMError, OSError):
     """A file could not be written; what was there before is untouched."""
 

@@ -12,27 +12,37 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from iwm.actions import ImageT, Photometry
 from iwm.config import PreprocessConfig
-from iwm.errors import InvalidDataError, InvalidImageError
-from iwm.photometry import transform
+from iwm.errors import InvalidConfigError, InvalidDataError, InvalidImageError
+from iwm.photometry import IDENTITY, transform
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
 Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 
+ImageT = TypeVar("ImageT")
+
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 """Files that count as images when a folder is listed."""
 
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _KINDS = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] tensor"
 
 
@@ -60,12 +70,16 @@ class Preprocess:
             InvalidImageError: one of them cannot be read as an image; the message names it.
         """
         (batch,) = batched(iterate(images), sys.maxsize)
-        return torch.stack([self.one(image) for image in batch])
+        target = torch.Size((3, self.size, self.size))
+        if all(isinstance(image, Tensor) and image.shape == target for image in batch):
+            return check_pixels(torch.stack(cast("list[Tensor]", batch)))
+        prepared = [self.one(image) for image in batch]
+        return torch.stack([pixels.to(prepared[0].device) for pixels in prepared])
 
     def one(self, image: ImageLike) -> Tensor:
         """Prepare a single image, `[3, size, size]`."""
         if isinstance(image, Tensor):
-            pixels = _tensor_pixels(image)
+            pixels = check_pixels(image[None])[0]
             if pixels.shape[1:] == (self.size, self.size):
                 return pixels
             return self._resize_tensor(pixels)
@@ -108,7 +122,7 @@ def iterate(images: Images) -> Iterator[ImageLike]:
 def file_list_hash(root: Path, files: Iterable[Path]) -> str:
     """sha256 of the sorted paths below `root`, one a line: shows which files a number is about."""
     listing = "".join(f"{p.relative_to(root).as_posix()}\n" for p in sorted(files))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(listing)).hexdigest()
 
 
 def batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]:
@@ -118,7 +132,7 @@ def batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]
         InvalidImageError: there are none.
     """
     if size < 1:
-        raise ValueError(f"batch_size is {size}; it must be at least 1.")
+        raise InvalidConfigError(f"batch_size is {size}; it must be at least 1.")
     stream = iter(images)
     batch = list(itertools.islice(stream, size))
     if not batch:
@@ -126,6 +140,11 @@ def batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]
     while batch:
         yield batch
         batch = list(itertools.islice(stream, size))
+
+
+def _is_image(path: Path) -> bool:
+    """By its ending; hidden files and folders are somebody's bookkeeping."""
+    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
 
 
 def count(images: Images) -> int | None:
@@ -138,7 +157,7 @@ def count(images: Images) -> int | None:
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """All image files below a folder, sorted.
+    """All image files below a folder, sorted; hidden ones are left out.
 
     Raises:
         InvalidDataError: a folder that does not exist or holds no images.
@@ -146,7 +165,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise InvalidDataError(f"No such folder: {root}")
-    images = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    images = sorted(p for p in root.rglob("*") if _is_image(p.relative_to(root)) and p.is_file())
     if not images:
         raise InvalidDataError(
             f"No images in {root}; looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too."
@@ -175,11 +194,13 @@ def open_rgb(image: ImageLike) -> Image.Image:
             raise
         except FileNotFoundError as error:
             raise InvalidImageError(f"No such image file: {path}") from error
+        except IsADirectoryError as error:
+            raise InvalidImageError(f"{path} is a folder; pass the image files in it.") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise InvalidImageError(
                 f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first."
             ) from error
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # Decoders of damaged files raise many kinds.
             raise InvalidImageError(f"Cannot read {path} as an image: {error}") from error
     raise InvalidImageError(f"Cannot read a {type(image).__name__} as an image; expected {_KINDS}.")
 
@@ -195,24 +216,30 @@ def to_pil(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
 
 
-def apply_photometry(image: ImageT, photometry: Photometry) -> ImageT:
+def transform_image(image: ImageT, params: Sequence[float]) -> ImageT:
     """Transform the pixels of one image, or of a batch tensor, and return the kind given.
 
     PIL images and arrays come back as RGB.
 
+    Args:
+        image: PIL image, HWC uint8 array, or `[3, H, W]` / `[B, 3, H, W]` tensor.
+        params: seven numbers, as in `iwm.photometry.FIELDS`.
+
     Raises:
         InvalidImageError: not an image that `iwm.Action.apply` takes.
     """
-    params = torch.tensor([photometry.params])
+    row = torch.tensor([params])
     if isinstance(image, Tensor):
         batch = image if image.ndim == 4 else image[None]
-        pixels = torch.stack([_tensor_pixels(one) for one in batch]) if len(batch) else batch
-        out = transform(pixels, params.expand(len(batch), -1))
+        pixels = check_pixels(batch)
+        if tuple(params) == IDENTITY:
+            return cast(ImageT, image.clone())
+        out = transform(pixels, row.expand(len(batch), -1))
         if image.dtype == torch.uint8:
             out = out.mul(255.0).round_().to(torch.uint8)
         return cast(ImageT, out.to(image.dtype).view(image.shape))
     if isinstance(image, Image.Image | np.ndarray):
-        moved = to_pil(transform(to_tensor(open_rgb(image))[None], params)[0])
+        moved = to_pil(transform(to_tensor(open_rgb(image))[None], row)[0])
         return cast(ImageT, np.array(moved) if isinstance(image, np.ndarray) else moved)
     raise InvalidImageError(
         f"Action.apply takes a PIL image, an HWC uint8 array or a tensor, not {type(image).__name__}; "
@@ -220,9 +247,18 @@ def apply_photometry(image: ImageT, photometry: Photometry) -> ImageT:
     )
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Honour the EXIF orientation, also where other EXIF fields are malformed."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow writes all fields again, and trips over wrong types.
+        turn = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return image if turn is None else image.transpose(turn)
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
         if 0 in image.size:
             raise InvalidImageError(f"The {name} of {image.width} x {image.height} has no pixels.")
         if image.mode.startswith(("I", "F")):
@@ -234,7 +270,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return image.convert("RGB")  # Also loads the pixels of a lazily opened file.
     except InvalidImageError:
         raise
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Decoders of damaged files raise many kinds.
         raise InvalidImageError(f"Cannot read {name} as an image: {error}") from error
 
 
@@ -262,15 +298,21 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     raise InvalidImageError(f"Array of shape {shape}; expected height x width x 3 (or 1, or 4) channels.")
 
 
-def _tensor_pixels(image: Tensor) -> Tensor:
-    """`[3, H, W]` float in [0, 1], checked."""
-    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise InvalidImageError(f"Tensor of shape {list(image.shape)}; expected [3, H, W] or [B, 3, H, W].")
-    if image.dtype == torch.uint8:
-        return image.float().div_(255.0)
-    if not image.is_floating_point():
-        raise InvalidImageError(f"Tensor of {image.dtype}; expected uint8, or float in [0, 1].")
-    pixels = image.detach().float()
+def check_pixels(images: Tensor) -> Tensor:
+    """A `[B, 3, H, W]` tensor as float32 in [0, 1].
+
+    Raises:
+        InvalidImageError: another shape or dtype, or values outside the range.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        shape = list(images.shape)
+        shape = shape[1:] if images.ndim != 4 and shape[:1] == [1] else shape
+        raise InvalidImageError(f"Tensor of shape {shape}; expected [3, H, W] or [B, 3, H, W].")
+    if images.dtype == torch.uint8:
+        return images.float().div_(255.0)
+    if not images.is_floating_point():
+        raise InvalidImageError(f"Tensor of {images.dtype}; expected uint8, or float in [0, 1].")
+    pixels = images.detach().float()
     low, high = (float(v) for v in pixels.aminmax())
     if not (low >= 0.0 and high <= 1.0):
         hint = " Divide by 255, or pass uint8." if high > 1.5 else " Do not normalise: the model does that."

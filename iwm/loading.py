@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from iwm.checkpoint import STUDENT_FILE, WEIGHTS_FILE, load_weights, read_config
+from iwm.checkpoint import read_config
 from iwm.config import WorldModelConfig
 from iwm.device import resolve_device
 from iwm.errors import (
@@ -75,7 +75,7 @@ def load(
         InvalidConfigError: the folder's config, the device or the backend cannot be used.
         IncompatibleWeightsError: the folder's weights do not fit its config.
     """
-    name = os.fspath(name)
+    name = name if isinstance(name, str) else os.path.abspath(name)  # A path is never a zoo name.
     if backend != "torch":
         raise InvalidConfigError(f'No backend is called "{backend}".{nearest(backend, ["torch"])}')
     if branch not in ("teacher", "student"):
@@ -91,16 +91,7 @@ def load(
     folder = find_folder(name)
     if revision is not None:
         raise UnknownModelError(f'"{name}" is not on the Hub and has no revisions; leave revision out.')
-    config = read_config(folder)
-    with torch.device("meta"):
-        model = WorldModel(config)
-    load_weights(folder / WEIGHTS_FILE, model)
-    if branch == "student":
-        if not (folder / STUDENT_FILE).is_file():
-            raise WeightsUnavailableError(f'{folder} holds no {STUDENT_FILE}; use branch="teacher".')
-        load_weights(folder / STUDENT_FILE, model.encoder)
-    _ = model.space  # Before a cast that would change it.
-    return model.to(device=target, dtype=dtype or torch.float32).eval()
+    return WorldModel.from_pretrained(folder, device=target, dtype=dtype, branch=branch)
 
 
 def _architecture(name: str) -> WorldModelConfig:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from iwm.actions import Action, encode_photometry, stack_actions
-from iwm.checkpoint import save_model
+from iwm.checkpoint import STUDENT_FILE, WEIGHTS_FILE, load_weights, read_config, save_model
 from iwm.config import WorldModelConfig
+from iwm.device import resolve_device
 from iwm.encoder import Encoder, normalize_tokens
-from iwm.errors import IncompatibleLatentError, InvalidActionError
+from iwm.errors import IncompatibleLatentError, InvalidActionError, WeightsUnavailableError
 from iwm.images import ImageLike, Images, Preprocess, batched, count, iterate
 from iwm.latent import Latent
 from iwm.predictor import Predictor
@@ -101,6 +102,11 @@ class WorldModel(nn.Module):
             InvalidActionError: numbers that do not pair up, or something that is no action.
             IncompatibleLatentError: a latent of another encoder.
         """
+        if not isinstance(latent, Latent):
+            raise IncompatibleLatentError(
+                f"Expected iwm.Latent, got {type(latent).__name__}; write model.encode(image), or "
+                "model.predict(image, action)."
+            )
         if latent.space != self.space:
             raise IncompatibleLatentError(
                 f"The latent was made by another encoder (space {latent.space}, this model's is "
@@ -158,7 +164,9 @@ class WorldModel(nn.Module):
         """
         key = self._encoder_state()
         if self._space is None or self._space[0] != key:
-            digest = hashlib.sha256(repr((self.config.encoder, self.config.preprocess)).encode())
+            e, p = self.config.encoder, self.config.preprocess
+            sizes = [e.width, e.depth, e.heads, e.patch_size, e.image_size, e.mlp_ratio, *p.mean, *p.std]
+            digest = hashlib.sha256(f"1 {[float(v) for v in sizes]}".encode())
             for name, tensor in sorted(self.encoder.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
@@ -194,10 +202,24 @@ class WorldModel(nn.Module):
         dtype: torch.dtype | None = None,
         branch: Literal["teacher", "student"] = "teacher",
     ) -> WorldModel:
-        """Load a model folder; see `iwm.load`, which takes zoo names too."""
-        from iwm.loading import load
+        """Load a model folder, strictly; `iwm.load` takes zoo names too.
 
-        return load(os.fspath(path_or_repo), device=device, dtype=dtype, branch=branch)
+        Raises:
+            WeightsUnavailableError: no such folder, or files missing from it.
+            InvalidConfigError: its config, or the device, cannot be used.
+            IncompatibleWeightsError: its weights do not fit its config.
+        """
+        folder = Path(path_or_repo)
+        config = read_config(folder)
+        with torch.device("meta"):
+            model = cls(config)
+        load_weights(folder / WEIGHTS_FILE, model)
+        if branch == "student":
+            if not (folder / STUDENT_FILE).is_file():
+                raise WeightsUnavailableError(f'{folder} holds no {STUDENT_FILE}; use branch="teacher".')
+            load_weights(folder / STUDENT_FILE, model.encoder)
+        _ = model.space  # Before a cast that would change it.
+        return model.to(device=resolve_device(device), dtype=dtype or torch.float32).eval()
 
     @property
     def _like(self) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
-from PIL import Image
+from PIL import ExifTags, Image
 
 from iwm.config import PreprocessConfig
 from iwm.errors import InvalidDataError, InvalidImageError
@@ -171,7 +171,7 @@ def test_truncated_file_opened_by_the_caller(tmp_path, preprocess):
 @pytest.mark.parametrize(
     ("name", "message"),
     [("nowhere.jpg", "No such image file: .*nowhere.jpg"), ("notes.jpg", "Cannot read .*notes.jpg"),
-     ("folder", "Cannot read .*folder"), ("nul\0byte", "Cannot read")],
+     ("folder", "folder is a folder; pass the image files"), ("nul\0byte", "Cannot read")],
 )  # fmt: skip
 def test_no_image_file(tmp_path, preprocess, name, message):
     (tmp_path / "notes.jpg").write_text("not a picture\n" * 100)
@@ -343,3 +343,33 @@ def test_file_list_hash_is_that_of_the_sorted_names(tmp_path):
     files = [tmp_path / "b.jpg", tmp_path / "a" / "c.jpg"]
     expected = hashlib.sha256(b"a/c.jpg\nb.jpg\n").hexdigest()
     assert file_list_hash(tmp_path, files) == file_list_hash(tmp_path, files[::-1]) == expected
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    for name in ("a.jpg", "._a.jpg", ".thumbs/b.jpg", "sub/.c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == [tmp_path / "a.jpg"]
+    inside = tmp_path / ".thumbs"
+    assert list_images(inside) == [inside / "b.jpg"]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_orientation_is_honoured_where_other_fields_are_malformed(tmp_path, orientation):
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste("black", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "plain.jpg", exif=exif, quality=95)
+    expected = open_rgb(tmp_path / "plain.jpg")
+    data = (tmp_path / "plain.jpg").read_bytes()
+    # A ResolutionUnit (0x0128) of ASCII type, as broken writers leave it.
+    exif[ExifTags.Base.ResolutionUnit] = 2
+    image.save(tmp_path / "odd.jpg", exif=exif, quality=95)
+    odd = (tmp_path / "odd.jpg").read_bytes()
+    entry = next(e for e in (b"\x01\x28\x00\x03", b"\x28\x01\x03\x00") if e in odd)
+    ascii_entry = entry.replace(b"\x03", b"\x02")
+    (tmp_path / "odd.jpg").write_bytes(odd.replace(entry, ascii_entry))
+    assert data != odd
+    assert open_rgb(tmp_path / "odd.jpg").size == expected.size
+    assert np.array_equal(np.array(open_rgb(tmp_path / "odd.jpg")), np.array(expected))

@@ -1,6 +1,7 @@
 """From a name or a folder to a model, and the zoo's table."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -321,3 +322,11 @@ def test_types_and_devices_that_cannot_be_used(options, message):
 def test_names_that_can_be_no_folder(name):
     with pytest.raises(UnknownModelError, match="No model or folder is called"):
         iwm.load(name)
+
+
+def test_a_path_is_never_a_zoo_name(tmp_path, monkeypatch, tiny_config):
+    monkeypatch.chdir(tmp_path)
+    WorldModel(tiny_config()).save_pretrained("iwm-tiny")
+    for folder in (Path("iwm-tiny"), "./iwm-tiny"):
+        assert iwm.load(folder).config.encoder.width != ZOO["iwm-tiny"].config.encoder.width
+    assert iwm.load("iwm-tiny").config.encoder.width == ZOO["iwm-tiny"].config.encoder.width

@@ -38,8 +38,10 @@ def wheel(tmp_path_factory):
 def test_wheel_is_small_and_holds_what_it_should(wheel):
     assert wheel.stat().st_size < 60e6
     names = set(ZipFile(wheel).namelist())
-    wanted = {"iwm/py.typed", "iwm/weights/iwm-tiny/model.safetensors", "iwm/weights/iwm-tiny/config.json"}
-    assert wanted <= names
+    weights = {
+        f"iwm/weights/iwm-tiny/{n}" for n in ("model.safetensors", "config.json", "README.md", "LICENSE")
+    }
+    assert weights | {"iwm/py.typed"} <= names
     assert not [name for name in names if not name.startswith(("iwm/", "iwm-"))]
 
 

@@ -313,3 +313,36 @@ def test_a_model_made_in_inference_mode_works(tiny_config):
     with torch.inference_mode():
         model = WorldModel(tiny_config())
         assert len(model.predict(torch.rand(3, 32, 32), OTHER).space) == 16
+
+
+def test_space_survives_a_round_trip_of_whole_numbers(tmp_path, tiny_config):
+    config = tiny_config()
+    encoder = dataclasses.replace(config.encoder, mlp_ratio=4)
+    pixels = dataclasses.replace(config.preprocess, mean=(0, 0, 0), std=[1, 1, 1])
+    model = WorldModel(config.replace(encoder=encoder, preprocess=pixels))
+    model.save_pretrained(tmp_path)
+    assert WorldModel.from_pretrained(tmp_path).space == model.half().space
+
+
+def test_from_pretrained_gives_the_class_it_is_asked_of(tmp_path, make):
+    class Mine(WorldModel):
+        pass
+
+    make().save_pretrained(tmp_path)
+    assert type(Mine.from_pretrained(tmp_path)) is Mine
+
+
+@pytest.mark.parametrize("slip", ["photo.jpg", torch.rand(1, 16, 48)])
+def test_something_that_is_no_latent_is_named(make, slip):
+    model = make()
+    with pytest.raises(IncompatibleLatentError, match=r"write model\.encode\(image\)"):
+        model.apply_action(slip, OTHER)
+    bank = iwm.Bank.from_latents(model.encode(torch.rand(3, 32, 32)))
+    with pytest.raises(IncompatibleLatentError, match=r"write model\.encode\(image\)"):
+        bank.search(slip)
+
+
+def test_saving_without_a_student_leaves_none_of_another_model(tmp_path, make):
+    (tmp_path / "student.safetensors").write_bytes(b"another model's")
+    make().save_pretrained(tmp_path)
+    assert not (tmp_path / "student.safetensors").exists()

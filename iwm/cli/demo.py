@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,9 +17,6 @@ from iwm.cli.options import (
     load_model,
     print_json,
 )
-
-if TYPE_CHECKING:
-    from iwm.evaluation import MRRReport
 
 
 def demo_command(
@@ -38,9 +35,11 @@ def demo_command(
     as_json: AsJson = False,
 ) -> None:
     """Act on photographs in latent space, retrieve the views asked for, show how well it went."""
+    from iwm.cli.report import default_distribution, print_report
     from iwm.demo import ACTIONS, photographs, retrieve
     from iwm.display import track
     from iwm.evaluation import mrr
+    from iwm.evaluation.mrr import Protocol
     from iwm.figures import check_picture, save_retrievals
     from iwm.images import open_rgb
 
@@ -51,10 +50,14 @@ def demo_command(
     rows = retrieve(world_model, photos, bank_size=bank_size)
     retrievals = list(track(rows, "acting and retrieving", total=len(ACTIONS)))
     save_retrievals(retrievals, out)
+    protocols: tuple[Protocol, ...] = ("apply", "undo")
     reports = [
-        mrr(world_model, photos, bank_size=bank_size, protocol=protocol, progress=True)
-        for protocol in ("apply", "undo")
-    ]
+        mrr(
+            world_model, photos, bank_size=bank_size, protocol=protocol,
+            distribution=default_distribution(world_model, protocol), progress=True,
+        )
+        for protocol in protocols
+    ]  # fmt: skip
     if as_json:
         rows_json = [{"action": r.name, "rank": r.rank, "bank_size": r.bank_size} for r in retrievals]
         print_json({"picture": str(out), "retrievals": rows_json, "mrr": [r.to_dict() for r in reports]})
@@ -63,25 +66,3 @@ def demo_command(
         print_report(report)
     right = sum(r.rank == 1 for r in retrievals)
     console.print(f"Picture: {out} ({right} of {len(retrievals)} actions retrieved the view asked for)")
-
-
-def print_report(report: MRRReport) -> None:
-    """Print one protocol's scores, by transformation, above its baselines."""
-    from rich.table import Table
-
-    table = Table(
-        title=f"{report.protocol}: photographs {report.images}, views of each {report.bank_size}, "
-        f"{report.distribution} distribution",
-        title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold",
-    )  # fmt: skip
-    for column in ("", "MRR", "hits@1", "hits@5", "queries"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    rows = {"all": report.overall} | report.per_transformation
-    baselines = {f"baseline: {name.replace('_', ' ')}": s for name, s in report.baselines.items()}
-    for name, scores in (rows | baselines).items():
-        table.add_row(
-            name, f"{scores.mrr:.3f}", f"{scores.hits[1]:.3f}", f"{scores.hits[5]:.3f}", str(scores.queries),
-            style="dim" if name in baselines else None,
-        )  # fmt: skip
-    console.print(table)
-    console.print()

@@ -14,6 +14,7 @@ from iwm.cli.options import (
     ModelName,
     check_output,
     console,
+    encode_files,
     find_images,
     load_model,
     print_json,
@@ -43,9 +44,9 @@ def encode_command(
             raise InvalidDataError(f"{path} is given twice.")
         seen.add(path.resolve())
     world_model = load_model(model, device)
-    bank = Bank.from_images(
-        world_model, paths, dtype=torch.float16 if half else None, batch_size=batch_size, progress=not as_json
-    )
+    bank = encode_files(world_model, paths, named=images, batch_size=batch_size)
+    if half:
+        bank = Bank.from_latents(bank.latents, bank.ids, dtype=torch.float16)
     bank.save(out)
     shape = list(bank.latents.tokens.shape)
     if as_json:

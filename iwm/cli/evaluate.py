@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from iwm.cli.options import AsJson, BatchSize, Device, ModelName, console, load_model, print_json
+from iwm.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    ModelName,
+    check_output,
+    console,
+    load_model,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from iwm.evaluation.mrr import Distribution, Protocol
@@ -28,7 +37,9 @@ def mrr_command(
         int, typer.Option(min=1, help="Photographs, evenly spaced in the sorted folder.")
     ] = 100,
     protocol: Annotated[str, typer.Option(help="apply, undo or transfer.")] = "apply",
-    distribution: Annotated[str, typer.Option(help="full, or jitter alone.")] = "full",
+    distribution: Annotated[
+        str | None, typer.Option(help="full or jitter; by default what the model was trained for.")
+    ] = None,
     bank_size: Annotated[int, typer.Option(min=2, help="Transformed views in a bank.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of the views.")] = 0,
     device: Device = "cpu",
@@ -36,7 +47,7 @@ def mrr_command(
     as_json: AsJson = False,
 ) -> None:
     """Mean reciprocal rank: how well the world model applies or undoes actions."""
-    from iwm.cli.demo import print_report
+    from iwm.cli.report import default_distribution, print_report
     from iwm.evaluation import mrr
     from iwm.images import file_list_hash, list_images
 
@@ -45,27 +56,23 @@ def mrr_command(
     count = min(images, len(everything))
     chosen = [everything[i * len(everything) // count] for i in range(count)]
     world_model = load_model(model, device)
+    asked = cast("Protocol", protocol)
+    drawn = cast("Distribution | None", distribution) or default_distribution(world_model, asked)
     report = mrr(
-        world_model, chosen, bank_size=bank_size, protocol=cast("Protocol", protocol),
-        distribution=cast("Distribution", distribution), seed=seed, progress=not as_json,
+        world_model, chosen, bank_size=bank_size, protocol=asked, distribution=drawn, seed=seed,
+        progress=not as_json,
     )  # fmt: skip
     command = _command(
-        "mrr",
-        model=model,
-        data=data,
-        images=images,
-        protocol=protocol,
-        distribution=distribution,
-        bank_size=bank_size,
-        seed=seed,
-    )
+        "mrr", model=model, data=data, images=images, protocol=protocol, distribution=drawn,
+        bank_size=bank_size, seed=seed,
+    )  # fmt: skip
     result = report.to_dict() | {"command": command, "files_sha256": file_list_hash(data, chosen)}
-    if folder is not None:
-        record_metric(folder, f"{protocol}-mrr-{distribution}", result)
     if as_json:
         print_json(result)
     else:
         print_report(report)
+    if folder is not None:
+        record_metric(folder, f"{protocol}-mrr-{drawn}-{count}x{bank_size}", result)
 
 
 def knn_command(
@@ -94,16 +101,16 @@ def knn_command(
         "train_files_sha256": file_list_hash(train, read_class_folder(train).images),
         "val_files_sha256": file_list_hash(val, read_class_folder(val).images),
     }
-    if folder is not None:
-        record_metric(folder, f"knn-{k}-{val.as_posix().strip('/')}", result)
     if as_json:
         print_json(result)
-        return
-    console.print(
-        f"{k}-NN accuracy {report.accuracy:.1%} ({report.val_images} images, {report.classes} classes, "
-        f"{report.train_images} neighbours to choose from)"
-    )
-    console.print(f"random encoder {report.random_encoder:.1%}, most frequent class {report.chance:.1%}")
+    else:
+        console.print(
+            f"{k}-NN accuracy {report.accuracy:.1%} ({report.val_images} images, {report.classes} classes, "
+            f"{report.train_images} neighbours to choose from)"
+        )
+        console.print(f"random encoder {report.random_encoder:.1%}, most frequent class {report.chance:.1%}")
+    if folder is not None:
+        record_metric(folder, f"knn-{k}-{val.as_posix().strip('/')}", result)
 
 
 def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
@@ -120,11 +127,12 @@ def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
 
 def _record_folder(model: str) -> Path:
     """Where `--record` writes; found out before the long work."""
-    from iwm.checkpoint import read_config
+    from iwm.checkpoint import CONFIG_FILE, read_config
     from iwm.loading import find_folder
 
     folder = find_folder(model)
     read_config(folder)
+    check_output(folder / CONFIG_FILE)
     return folder
 
 

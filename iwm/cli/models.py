@@ -43,7 +43,7 @@ def list_command(
     for column in ("name", "parameters", "input", "weights", "licence", "apply-MRR"):
         table.add_column(column, no_wrap=True)
     for row in rows:
-        score = _score(row["metrics"].get("apply-mrr-full"))
+        score = _headline(row["metrics"])
         table.add_row(
             row["name"], _millions(row["parameters"]), f"{row['input']} px", row["weights"],
             row["license"].partition(" (")[0], "" if score is None else f"{score:.3f}",
@@ -149,6 +149,12 @@ def _headlines(metrics: dict[str, Any]) -> dict[str, str]:
         score = _score(value)
         lines[name] = str(value) if score is None else f"{score:.3f}  {value.get('command', '')}"
     return lines
+
+
+def _headline(metrics: dict[str, Any]) -> float | None:
+    """apply-MRR at the standard size, of the distribution the model was trained to apply."""
+    names = (f"apply-mrr-{drawn}-100x256" for drawn in ("full", "jitter"))
+    return next((score for name in names if (score := _score(metrics.get(name))) is not None), None)
 
 
 def _score(metric: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,9 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from iwm.bank import Bank
     from iwm.world_model import WorldModel
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Zoo name or model folder.")]
@@ -37,6 +41,47 @@ def find_images(paths: list[Path]) -> list[Path]:
     from iwm.images import list_images
 
     return [image for path in paths for image in (list_images(path) if path.is_dir() else [path])]
+
+
+def encode_files(
+    model: WorldModel, paths: list[Path], *, named: Collection[Path] = (), batch_size: int = 64
+) -> Bank:
+    """A bank of image files, behind a progress bar; an unreadable one is skipped with a warning.
+
+    Args:
+        model: what encodes them.
+        paths: image files.
+        named: those the user named one by one: for them, unreadable is an error.
+        batch_size: images at a time.
+    """
+    from iwm.bank import Bank
+    from iwm.display import track
+    from iwm.errors import InvalidDataError, InvalidImageError
+
+    read: list[Path] = []
+
+    def pixels() -> Iterator[Tensor]:
+        for path in track(paths, "encoding"):
+            try:
+                image = model.preprocess.one(path)
+            except InvalidImageError as error:
+                if path in named:
+                    raise
+                warn(f"skipped: {error}")
+            else:
+                read.append(path)
+                yield image
+        if not read:
+            raise InvalidDataError(f"None of the {len(paths)} images can be read.")
+
+    return Bank.from_latents(model.encode(pixels(), batch_size), read)
+
+
+def warn(words: str) -> None:
+    """One line on standard error."""
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(
+        f"Warning: {words}"
+    )
 
 
 def check_output(path: Path) -> None:

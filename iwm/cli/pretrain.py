@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from iwm.cli.options import console
+from iwm.config import dotted
 from iwm.errors import InvalidConfigError, nearest
 
 
@@ -38,6 +40,7 @@ def pretrain_command(
     from iwm.pretraining.config import PretrainConfig
     from iwm.pretraining.recipes import find_recipe
     from iwm.pretraining.run import pretrain
+    from iwm.zoo import ZOO
 
     fields: dict[str, Any] = json.loads(to_json(find_recipe(recipe)))
     plain = {
@@ -52,8 +55,9 @@ def pretrain_command(
     command = shlex.join(["iwm", "pretrain", "--recipe", recipe, *_typed(data, out, overrides)])
     done = pretrain(config, data, out, resume=resume, command=command)
     if done:
-        console.print(f'Trained {config.steps} steps. Load it: iwm.load("{out}")')
-        console.print(f"Measure it: iwm eval mrr --model {shlex.quote(str(out))} --data FOLDER", style="dim")
+        folder = os.path.join(".", out) if str(out) in ZOO else str(out)
+        console.print(f'Trained {config.steps} steps. Load it: iwm.load("{folder}")')
+        console.print(f"Measure it: iwm eval mrr --model {shlex.quote(folder)} --data FOLDER", style="dim")
     else:
         console.print(f"Stopped; the checkpoint is in {out}. Continue: {command} --resume")
         raise typer.Exit(130)
@@ -79,7 +83,7 @@ def parse_overrides(words: list[str], fields: dict[str, Any], options: Sequence[
             raise InvalidConfigError(f'Unexpected word "{word}"; options look like --optim.lr 5e-4.')
         written, equals, text = word.lstrip("-").partition("=")
         name = written.replace("-", "_")
-        leaves = _leaves(fields)
+        leaves = dotted(fields)
         if name not in leaves:
             same_end = [leaf for leaf in leaves if leaf.split(".")[-1] == name.split(".")[-1]]
             known = [f"--{leaf}" for leaf in same_end or leaves] + ([] if same_end else list(options))
@@ -98,17 +102,6 @@ def set_dotted(fields: dict[str, Any], name: str, value: Any) -> None:
     for part in path:
         fields = fields[part]
     fields[last] = value
-
-
-def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names of all fields, with their values."""
-    names: dict[str, Any] = {}
-    for key, value in fields.items():
-        if isinstance(value, dict) and value:
-            names |= _leaves(value, f"{prefix}{key}.")
-        else:
-            names[prefix + key] = value
-    return names
 
 
 def _value(text: str) -> Any:

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from iwm.cli.options import AsJson, BatchSize, Device, ModelName, console, find_images, load_model, print_json
+from iwm.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    ModelName,
+    console,
+    encode_files,
+    find_images,
+    load_model,
+    print_json,
+)
 
 
 def search_command(
@@ -31,7 +41,6 @@ def search_command(
     The folder is encoded on the spot. Without any action options, finds similar images.
     """
     from iwm.actions import Action
-    from iwm.bank import Bank
     from iwm.errors import InvalidDataError
 
     if not folder.is_dir():
@@ -44,7 +53,7 @@ def search_command(
     world_model = load_model(model, device)
     query = world_model.encode(image)
     moved = query if action.is_identity else world_model.apply_action(query, action)
-    bank = Bank.from_images(world_model, paths, batch_size=batch_size, progress=not as_json)
+    bank = encode_files(world_model, paths, batch_size=batch_size)
     hits = bank.search(moved, k=k)
     found = [
         {"path": path, "distance": round(d, 4)}

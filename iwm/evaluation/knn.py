@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iwm.errors import InvalidDataError
+from iwm.errors import IncompatibleWeightsError, InvalidDataError
 from iwm.evaluation.labelled import read_class_folder
 from iwm.images import ImageLike
 from iwm.world_model import WorldModel
@@ -118,6 +118,8 @@ def vote(train_z: Tensor, train_y: Tensor, val_z: Tensor, k: int, classes: int) 
         k: neighbours that vote.
         classes: number of classes.
     """
+    if not bool(train_z.isfinite().all() and val_z.isfinite().all()):
+        raise IncompatibleWeightsError("The model's latents are not finite numbers; its weights are damaged.")
     centre = train_z.mean(dim=0)
     train_z, val_z = F.normalize(train_z - centre, dim=1), F.normalize(val_z - centre, dim=1)
     winners = []

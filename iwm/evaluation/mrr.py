@@ -40,9 +40,10 @@ class MRRReport:
         overall: scores of all queries.
         per_transformation: of the queries whose transformed view has jitter alone, or
             (overlapping) grayscale, blur, solarize.
-        baselines: `floor`, what an action-blind query is expected to score; `wrong_action`,
-            predictions of other views' actions (`apply`, `transfer`); `no_action`, the source's
-            own encoding as query (`undo`, `transfer`).
+        baselines: `floor` (`apply`), what any action-blind query scores; `chance` (`undo`,
+            `transfer`), a random ranking; `wrong_action`, predictions of other views' actions
+            (`apply`, `transfer`); `no_action`, the source's own encoding as query (`undo`,
+            `transfer`).
     """
 
     protocol: Protocol
@@ -117,14 +118,15 @@ def mrr(
         stream = track(stream, f"{protocol}-MRR", count(images))
     parts = []
     for index, image in enumerate(stream):
-        params = _draw_views(model, distribution, bank_size, seed, index)
+        params = draw_views(model, bank_size, distribution=distribution, seed=seed, index=index)
         parts.append((params, _rank_image(model, image, params, protocol)))
     if not parts:
         raise InvalidConfigError("No images to evaluate on.")
     params = torch.cat([p for p, _ in parts])
     ranks = {name: torch.cat([r[name] for _, r in parts]) for name in parts[0][1]}
     candidates = bank_size + (protocol == "undo")
-    baselines = {"floor": Scores.of_chance(candidates, len(params))}
+    blind = "floor" if protocol == "apply" else "chance"
+    baselines = {blind: Scores.of_chance(candidates, len(params))}
     baselines |= {name: Scores.of(r) for name, r in ranks.items() if name != "query"}
     return MRRReport(
         protocol=protocol,
@@ -138,18 +140,26 @@ def mrr(
     )
 
 
-def _draw_views(
-    model: WorldModel, distribution: Distribution, bank_size: int, seed: int, index: int
+def draw_views(
+    model: WorldModel, count: int, *, distribution: Distribution = "full", seed: int, index: int
 ) -> Tensor:
+    """Photometries `[count, 7]` of the views of one bank, jitter always on.
+
+    Args:
+        model: whose training distribution they are drawn from.
+        count: how many.
+        distribution: `full`, or `jitter` for no grayscale, blur and solarize.
+        seed, index: of the draws, and of the photograph.
+    """
     drawn_from = model.config.actions.distribution.replace(jitter_probability=1.0)
     if distribution == "jitter":
         drawn_from = drawn_from.without_destructive()
-    return draw_photometry(drawn_from, seed=seed, keys=[(index, view) for view in range(bank_size)])
+    return draw_photometry(drawn_from, seed=seed, keys=[(index, view) for view in range(count)])
 
 
 def _rank_image(model: WorldModel, image: ImageLike, params: Tensor, protocol: Protocol) -> dict[str, Tensor]:
     """Ranks of one image's queries, and of its baselines' queries, `[bank_size]` each."""
-    clean_pixels = model.preprocess.one(image)[None]
+    clean_pixels = model.preprocess.one(image)[None].to(model.encoder.mean.device)
     views = [Photometry.from_params(row) for row in params]
     bank = model.encode(transform(clean_pixels.expand(len(params), -1, -1, -1), params))
     everyone = torch.arange(len(views), device=bank.tokens.device)

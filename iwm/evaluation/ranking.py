@@ -70,10 +70,10 @@ def rank_of(distances: Tensor, wanted: Tensor) -> Tensor:
 
 
 def squared_distances(queries: Tensor, candidates: Tensor) -> Tensor:
-    """Squared Euclidean distances over all tokens, `[Q, M]`, by one matrix product.
+    """Squared Euclidean distances over all tokens, `[Q, M]` float64, by one matrix product.
 
-    Accurate enough for ranking: tokens are normalised, so all norms are equal.
+    In double precision: the formula cancels, and ranks hang on small differences.
     """
-    q, c = queries.flatten(1).float(), candidates.flatten(1).float()
+    q, c = queries.flatten(1).double(), candidates.flatten(1).double()
     product = torch.addmm(c.square().sum(1), q, c.T, alpha=-2.0)
     return product + q.square().sum(1, keepdim=True)

@@ -50,6 +50,11 @@ class PretrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.ema <= 1, f"ema is {self.ema}; it must be 0 to 1.")
+        require(
+            self.model.preprocess.size == self.model.encoder.image_size,
+            f"model.preprocess.size is {self.model.preprocess.size} and model.encoder.image_size "
+            f"{self.model.encoder.image_size}; training needs them equal, so set both.",
+        )
         size, patch = self.model.preprocess.size, self.model.encoder.patch_size
         require(
             size // patch >= 2,

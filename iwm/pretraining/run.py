@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from pathlib import Path
@@ -14,6 +15,7 @@ from iwm.device import resolve_device
 from iwm.images import file_list_hash, list_images
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
+from iwm.training.data import check_readable
 from iwm.training.loop import prefer_plain_attention, train
 from iwm.training.run_folder import RunFolder
 
@@ -39,6 +41,9 @@ def pretrain(
         {"folder": str(folder), "images": len(files), "files_sha256": file_list_hash(folder, files)}
         for folder, files in by_folder.items()
     ]
+    hashes = "".join(str(d["files_sha256"]) for d in listings)
+    listing = f"{len(paths)} images (files {hashlib.sha256(hashes.encode()).hexdigest()[:12]})"
+    check_readable(paths)
     device = resolve_device(config.device)
     run = RunFolder(out, config, resume=resume)
     torch.manual_seed(config.seed)
@@ -62,7 +67,7 @@ def pretrain(
         )
         save_model(out, described, task.model, task.student)
 
-    return train(task, paths, config.model.preprocess.size, config, run, export)
+    return train(task, paths, config.model.preprocess.size, config, run, export, listing)
 
 
 def _machine(device: torch.device) -> str:

@@ -64,6 +64,18 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         raise InvalidDataError("None of the images can be read; see the warnings above.")
 
 
+def check_readable(paths: list[Path]) -> None:
+    """Raise `InvalidDataError` where not one image can be read: said here, not by a worker."""
+    for path in paths:
+        try:
+            open_rgb(path)
+        except InvalidImageError as error:
+            log.warning("unreadable: %s", error)
+        else:
+            return
+    raise InvalidDataError(f"None of the {len(paths)} images can be read; the first is {paths[0]}.")
+
+
 def random_crop(
     width: int, height: int, config: RunConfig, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:

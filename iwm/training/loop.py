@@ -5,7 +5,6 @@ Knows nothing of what is trained: a `Task` supplies modules, a loss and what to 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import time
@@ -21,17 +20,13 @@ from torch import Tensor, nn
 
 from iwm.actions import SampleKey
 from iwm.device import resolve_device
-from iwm.errors import InvalidConfigError, IWMError
+from iwm.errors import InvalidConfigError, InvalidDataError, TrainingError
 from iwm.training import schedules
 from iwm.training.config import RunConfig
 from iwm.training.data import make_loader
 from iwm.training.optimizer import adamw, set_schedule
 from iwm.training.progress import Progress
 from iwm.training.run_folder import RunFolder
-
-
-class TrainingError(IWMError, RuntimeError):
-    """Training cannot go on: the loss is no longer a number."""
 
 
 class Task(Protocol):
@@ -60,6 +55,7 @@ def train(
     config: RunConfig,
     run: RunFolder,
     export: Callable[[int, float], None],
+    listing: str = "",
 ) -> bool:
     """Train until `config.steps`, or until interrupted.
 
@@ -72,6 +68,7 @@ def train(
         config: see `RunConfig`.
         run: where metrics and state go; a state in it is continued.
         export: called with (steps done, seconds trained so far) at every checkpoint.
+        listing: names the images, so that a run is not continued on others.
 
     Returns:
         Whether all steps are done.
@@ -80,7 +77,9 @@ def train(
         TrainingError: the loss or its gradient is not finite; the last checkpoint is still good.
         InvalidConfigError: the state in the folder belongs to other images, or is further on.
     """
-    trainer = _Trainer(task, paths, config, run, export)
+    trainer = _Trainer(task, config, run, export, listing)
+    if trainer.done == config.steps:
+        trainer.export_model()  # The last export may have been cut off.
     loader = make_loader(paths, size, config, trainer.done)
     with (
         _stop_on_signal() as stopped,
@@ -105,10 +104,10 @@ class _Trainer:
     def __init__(
         self,
         task: Task,
-        paths: list[Path],
         config: RunConfig,
         run: RunFolder,
         export: Callable[[int, float], None],
+        listing: str,
     ) -> None:
         self.task = task
         self.config = config
@@ -116,18 +115,21 @@ class _Trainer:
         self.export = export
         self.device = resolve_device(config.device)
         self.optimizer = adamw(task.trained(), config.optim)
-        self.listing = _listing(paths)
+        self.listing = listing
         self.done = self.saved = 0
         self.seconds = 0.0
         if run.has_state:
             self._restore(run.load_state())
-        run.forget_metrics_from(self.done)
+        run.start(config, self.done)
         self.started = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
+        missing = {"step", "seconds", "listing", "task", "optimizer"} - state.keys()
+        if missing:
+            raise InvalidDataError(f"The state in {self.run.path} lacks {', '.join(sorted(missing))}.")
         if state["listing"] != self.listing:
             raise InvalidConfigError(
-                f"{self.run.path} was trained on {state['listing']}, --data now holds {self.listing}. "
+                f"{self.run.path} was trained on {state['listing'] or 'unnamed images'}, --data now holds {self.listing}. "
                 "Continue with the same images, or use another --out."
             )
         if state["step"] > self.config.steps:
@@ -167,24 +169,26 @@ class _Trainer:
 
     def checkpoint(self) -> None:
         """Save the resumable state, then the model."""
-        elapsed = self.seconds + time.monotonic() - self.started
         self.run.save_state(
             {
                 "step": self.done,
-                "seconds": elapsed,
+                "seconds": self.elapsed,
                 "listing": self.listing,
                 "task": self.task.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
         )
         self.saved = self.done
-        self.export(self.done, elapsed)
+        self.export_model()
 
+    def export_model(self) -> None:
+        """Write the model as it is now."""
+        self.export(self.done, self.elapsed)
 
-def _listing(paths: list[Path]) -> str:
-    """What images a run sees, wherever the folders lie: how many, and a hash of their names."""
-    digest = hashlib.sha256("\n".join(p.name for p in paths).encode()).hexdigest()
-    return f"{len(paths)} images (names {digest[:12]})"
+    @property
+    def elapsed(self) -> float:
+        """Seconds trained, over all sittings."""
+        return self.seconds + time.monotonic() - self.started
 
 
 def prefer_plain_attention(module: nn.Module) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from iwm.checkpoint import atomic_write, write_text
-from iwm.config import to_json
-from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.checkpoint import CONFIG_FILE, atomic_write, write_text
+from iwm.config import dotted, to_json
+from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
 from iwm.training.config import RunConfig
 
 RUN_FILE = "run.json"
@@ -24,7 +24,7 @@ FREE_FIELDS = frozenset({"steps", "device", "log_every", "checkpoint_every", "da
 
 
 class RunFolder:
-    """One run's folder.
+    """One run's folder; nothing in it changes before `start`.
 
     Args:
         path: created when missing.
@@ -32,35 +32,48 @@ class RunFolder:
         resume: continue what the folder holds.
 
     Raises:
-        InvalidDataError: the folder holds a run and `resume` is false.
+        InvalidDataError: the folder holds a run or a model and `resume` is false, or there is
+            nothing to resume.
         InvalidConfigError: the run in it had other settings; they are named.
     """
 
     def __init__(self, path: Path, config: RunConfig, *, resume: bool) -> None:
         self.path = path
+        if path.exists() and not path.is_dir():
+            raise InvalidDataError(f"{path} is a file; choose a folder for --out.")
         if self.has_state and not resume:
             raise InvalidDataError(
                 f"{path} holds a training run already. Add --resume to continue it, or choose another --out."
             )
-        if path.exists() and not path.is_dir():
-            raise InvalidDataError(f"{path} is a file; choose a folder for --out.")
+        begun = (path / RUN_FILE).is_file()
+        if not self.has_state and not begun and (path / CONFIG_FILE).is_file():
+            raise InvalidDataError(f"{path} holds a model already; choose another --out.")
+        if resume and not self.has_state and not begun:
+            raise InvalidDataError(f"{path} holds no run to resume; leave --resume out to start one.")
         if self.has_state:
             self._check_same(config)
-        write_text(path / RUN_FILE, to_json(config))
 
     @property
     def has_state(self) -> bool:
         """Whether there is a checkpoint to continue from."""
         return (self.path / STATE_FILE).is_file()
 
+    def start(self, config: RunConfig, step: int) -> None:
+        """Write the configuration, and drop the metrics that will be written again from `step` on."""
+        write_text(self.path / RUN_FILE, to_json(config))
+        metrics = self.path / METRICS_FILE
+        if metrics.is_file():
+            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(metrics, "".join(line for line in lines if _is_before(line, step)))
+
     def _check_same(self, config: RunConfig) -> None:
         try:
-            before = _flat(json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")))
+            before = dotted(json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise InvalidDataError(
                 f"{self.path / RUN_FILE} cannot be read: {error}. {_START_AGAIN}"
             ) from error
-        now = _flat(json.loads(to_json(config)))
+        now = dotted(json.loads(to_json(config)))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         changed = [k for k in changed if k not in FREE_FIELDS]
         if changed:
@@ -70,17 +83,18 @@ class RunFolder:
             )
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to `metrics.jsonl`."""
-        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append one line to `metrics.jsonl`.
 
-    def forget_metrics_from(self, step: int) -> None:
-        """Drop the lines that a resumed run is about to write again."""
-        path = self.path / METRICS_FILE
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_text(path, "".join(kept))
+        Raises:
+            SaveError: it cannot be written.
+        """
+        try:
+            with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise SaveError(
+                f"Cannot write {self.path / METRICS_FILE}: {error}. Resume with --resume."
+            ) from error
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the resumable state, atomically."""
@@ -104,11 +118,9 @@ class RunFolder:
         return state
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict) and value:
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
-    return out
+def _is_before(line: str, step: int) -> bool:
+    """Whether a whole line of metrics belongs to a step already done."""
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -125,6 +126,26 @@ def model_folder(tiny_config, tmp_path):
         torch.nn.init.normal_(weights, std=1.0 if acts else 0.1 if name.startswith("encoder") else 0.2)
     model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture
+def symmetric_folder(model_folder):
+    """The same model, of a config that says it can apply every operation."""
+    config = json.loads((model_folder / "config.json").read_text())
+    config["actions"]["symmetric"] = True
+    (model_folder / "config.json").write_text(json.dumps(config))
+    return model_folder
+
+
+@pytest.fixture
+def mixed(files, tmp_path):
+    """A folder of the photographs a.jpg and c.jpg, of one that is none, and of two that are hidden."""
+    folder = tmp_path / "mixed"
+    (folder / ".thumbs").mkdir(parents=True)
+    for source, name in zip(files, ("a.jpg", "c.jpg", ".d.jpg", ".thumbs/e.jpg"), strict=False):
+        shutil.copy(source, folder / name)
+    (folder / "br[bold].jpg").write_text("not an image")
+    return folder
 
 
 @pytest.fixture

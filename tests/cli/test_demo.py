@@ -1,15 +1,18 @@
 """`iwm demo`: a picture, and numbers that a direct computation gives too."""
 
 import os
+import re
 import sys
 
 import pytest
 from PIL import Image
 
 import iwm
+from iwm.actions import CLEAN, Photometry
 from iwm.bank import distances
 from iwm.demo import ACTIONS
 from iwm.evaluation import mrr
+from iwm.evaluation.mrr import draw_views
 
 SIZE = 14
 
@@ -18,7 +21,8 @@ def _rank(model, photo, turn, row):
     """Of the view asked for, by distances of encodings, one view at a time."""
     pixels = model.preprocess.one(photo)
     actions = list(ACTIONS.values())
-    views = actions + iwm.Action.sample(SIZE - len(actions), seed=turn)
+    params = draw_views(model, SIZE - len(actions), seed=0, index=turn)
+    views = actions + [iwm.Action.between(CLEAN, Photometry.from_params(row)) for row in params]
     asked = model.apply_action(model.encode(pixels), actions[row])
     found = [float(distances(asked.tokens, model.encode(view.apply(pixels)).tokens)) for view in views]
     return 1 + sorted(range(SIZE), key=found.__getitem__).index(row)
@@ -34,9 +38,14 @@ def test_json_in_a_fresh_process_is_what_the_model_does(fresh, files, model_fold
     ranks = [_rank(model, photos[row % 2], row % 2, row) for row in range(len(ACTIONS))]
     assert [row["rank"] for row in shown["retrievals"]] == ranks
     assert len(set(ranks)) > 3
-    reports = [mrr(model, photos, bank_size=SIZE, protocol=name).to_dict() for name in ("apply", "undo")]
+    drawn = {"apply": "jitter", "undo": "full"}
+    reports = [
+        mrr(model, photos, bank_size=SIZE, protocol=protocol, distribution=distribution).to_dict()
+        for protocol, distribution in drawn.items()
+    ]
     for report, exact in zip(shown["mrr"], reports, strict=True):
-        assert report["protocol"] == exact["protocol"]
+        for name in ("protocol", "distribution", "images", "bank_size", "seed"):
+            assert report[name] == exact[name]
         assert report["overall"]["mrr"] == pytest.approx(exact["overall"]["mrr"], abs=1e-3)
         assert report["baselines"].keys() == exact["baselines"].keys()
     with Image.open(out) as picture:
@@ -45,18 +54,30 @@ def test_json_in_a_fresh_process_is_what_the_model_does(fresh, files, model_fold
         assert 1500 < picture.height < 2500
 
 
-def test_the_words_sum_up_the_numbers(command, files, model_folder, tmp_path):
-    words = ["demo", files[0], "-m", model_folder, "--bank-size", SIZE, "--out", tmp_path / "demo.png"]
+@pytest.mark.parametrize(
+    ("folder", "drawn"),
+    [
+        ("model_folder", {"apply": "jitter", "undo": "full"}),
+        ("symmetric_folder", {"apply": "full", "undo": "full"}),
+    ],
+)
+def test_the_words_sum_up_the_numbers(request, command, files, tmp_path, folder, drawn):
+    place, out = request.getfixturevalue(folder), tmp_path / "demo.png"
+    words = ["demo", files[0], "-m", place, "--bank-size", SIZE, "--out", out]
     numbers, shown = command(*words, "--json").json, command(*words)
     assert (shown.code, shown.err) == (0, "")
     right = sum(row["rank"] == 1 for row in numbers["retrievals"])
-    last = f"Picture: {tmp_path / 'demo.png'} ({right} of 10 actions retrieved the view asked for)"
+    last = f"Picture: {out} ({right} of 10 actions retrieved the view asked for)"
     assert shown.out.splitlines()[-1] == last
     lines = [line.split() for line in shown.out.splitlines()]
+    assert {report["protocol"]: report["distribution"] for report in numbers["mrr"]} == drawn
     for report in numbers["mrr"]:
-        assert f"{report['protocol']}: photographs 1, views of each {SIZE}, full distribution" in shown.out
+        protocol = report["protocol"]
+        title = f"{protocol}: photographs 1, views of each {SIZE}, {drawn[protocol]} distribution"
+        assert title in shown.out
         assert ["all", f"{report['overall']['mrr']:.3f}"] in [line[:2] for line in lines]
-    assert shown.out.count("baseline: floor") == 2
+    baselines = re.findall(r"baseline: ([a-z ]+?)  ", shown.out)
+    assert baselines == ["floor", "wrong action", "chance", "no action"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +116,7 @@ def test_a_folder_stands_for_its_photographs(command, photos, files, model_folde
     by_folder = command("demo", files[11], photos / "class0", *options).json
     assert by_folder == command("demo", *chosen, *options).json
     assert [report["images"] for report in by_folder["mrr"]] == [7, 7]
-    exact = mrr(iwm.load(model_folder), chosen, bank_size=10)
+    exact = mrr(iwm.load(model_folder), chosen, bank_size=10, distribution="jitter")
     assert by_folder["mrr"][0]["overall"]["mrr"] == pytest.approx(exact.mrr, abs=1e-3)
 
 

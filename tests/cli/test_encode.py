@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,20 +55,53 @@ def test_half_stores_float16(command, photos, files, model_folder, tmp_path):
         (["PHOTOS", "BAD"], r"Cannot read .*broken\.jpg as an image"),
         (["MISSING"], r"No such image file: .*missing\.jpg"),
         (["EMPTY"], r"No images in .*empty; looked for .*\.jpg"),
+        (["HIDDEN"], r"No images in .*\.thumbs-only; looked for .*\.jpg"),
     ],
-    ids=["unreadable", "missing", "empty"],
+    ids=["unreadable", "missing", "empty", "hidden"],
 )
 def test_what_cannot_be_encoded_is_named_and_nothing_written(
     command, photos, bad_photo, model_folder, tmp_path, images, message
 ):
-    (tmp_path / "empty").mkdir()
+    for folder in ("empty", ".thumbs-only/.thumbs"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(photos / "class0" / "00.jpg", tmp_path / ".thumbs-only" / ".thumbs")
     places = {
-        "PHOTOS": photos, "BAD": bad_photo, "MISSING": tmp_path / "missing.jpg", "EMPTY": tmp_path / "empty"
+        "PHOTOS": photos, "BAD": bad_photo, "MISSING": tmp_path / "missing.jpg", "EMPTY": tmp_path / "empty",
+        "HIDDEN": tmp_path / ".thumbs-only",
     }  # fmt: skip
     out = tmp_path / "bank.safetensors"
     error = command("encode", *[places[name] for name in images], "-o", out, "-m", model_folder).error
     assert re.search(message, error)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_what_cannot_be_read_in_a_folder_is_skipped_with_a_warning(
+    command, mixed, files, model_folder, tmp_path, half
+):
+    out = tmp_path / "bank.safetensors"
+    words = ["encode", files[5], mixed, "-o", out, "-m", model_folder, "--batch-size", 2, "--json"]
+    shown = command(*words, *["--half"] * half)
+    assert shown.json["images"] == 3
+    bad = re.escape(str(mixed / "br[bold].jpg"))
+    assert re.fullmatch(rf"Warning: skipped: Cannot read {bad} as an image: .+\n", shown.err)
+    bank = iwm.Bank.load(out)
+    assert bank.ids == [str(path) for path in (files[5], mixed / "a.jpg", mixed / "c.jpg")]
+    exact = iwm.load(model_folder).encode([files[5], *files[:2]]).tokens
+    tolerance = 1e-2 if half else 1e-5
+    torch.testing.assert_close(bank.latents.tokens.float(), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_a_folder_where_nothing_can_be_read(command, mixed, model_folder, tmp_path):
+    for name in ("a.jpg", "c.jpg"):
+        (mixed / name).write_text("not an image")
+    shown = command("encode", mixed, "-o", tmp_path / "bank.safetensors", "-m", model_folder)
+    *warnings, error = shown.err.splitlines()
+    assert (shown.code, shown.out) == (1, "")
+    assert error == "Error: None of the 3 images can be read."
+    for warning, name in zip(warnings, ("a.jpg", "br[bold].jpg", "c.jpg"), strict=True):
+        assert warning.startswith(f"Warning: skipped: Cannot read {mixed / name} as an image: ")
+    assert not (tmp_path / "bank.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 
 import iwm
 from iwm.checkpoint import read_config
+from iwm.errors import SaveError
 from iwm.evaluation import knn, mrr
 from iwm.zoo import ZOO
 
@@ -52,6 +54,30 @@ def test_mrr_is_the_librarys(command, photos, files, model_folder, protocol, dis
 
 
 @pytest.mark.parametrize(
+    ("folder", "protocol", "drawn"),
+    [
+        ("model_folder", "apply", "jitter"),
+        ("model_folder", "transfer", "jitter"),
+        ("model_folder", "undo", "full"),
+        ("symmetric_folder", "apply", "full"),
+        ("symmetric_folder", "transfer", "full"),
+        ("symmetric_folder", "undo", "full"),
+    ],
+)
+def test_the_distribution_is_by_default_what_was_trained(
+    request, command, photos, files, folder, protocol, drawn
+):
+    place = request.getfixturevalue(folder)
+    words = ["eval", "mrr", "--data", photos, "-m", place, "--images", 2, "--bank-size", 8]
+    shown = command(*words, "--protocol", protocol, "--json").json
+    chosen = [files[0], files[6]]
+    report = mrr(iwm.load(place), chosen, bank_size=8, protocol=protocol, distribution=drawn)
+    typed = shlex.split(shown["command"])
+    assert typed[typed.index("--distribution") + 1] == shown["distribution"] == drawn
+    assert shown["overall"] == _plain(report.to_dict()["overall"])
+
+
+@pytest.mark.parametrize(
     ("images", "chosen"), [(1, [0]), (5, [0, 2, 4, 7, 9]), (12, range(12)), (100, range(12))]
 )
 def test_photographs_are_evenly_spaced(command, photos, files, model_folder, images, chosen):
@@ -59,7 +85,7 @@ def test_photographs_are_evenly_spaced(command, photos, files, model_folder, ima
     shown = command(*words, "--json").json
     assert shown["images"] == len(chosen)
     assert shown["files_sha256"] == _sha256(photos, [files[i] for i in chosen])
-    report = mrr(iwm.load(model_folder), [files[i] for i in chosen], bank_size=2)
+    report = mrr(iwm.load(model_folder), [files[i] for i in chosen], bank_size=2, distribution="jitter")
     assert shown["overall"] == _plain(report.to_dict()["overall"])
 
 
@@ -68,16 +94,16 @@ def test_the_mrr_table_in_a_fresh_process_shows_the_scores(fresh, command, photo
     done, exact = fresh(*words), command(*words, "--json").json
     assert (done.code, done.err) == (0, "")
     heading, columns, *lines = done.out.strip().splitlines()
-    assert heading.strip() == "apply: photographs 2, views of each 16, full distribution"
-    assert columns.split() == ["MRR", "hits@1", "hits@5", "queries"]
-    printed = {" ".join(line.split()[:-4]): line.split()[-4:] for line in lines}
+    assert heading.strip() == "apply: photographs 2, views of each 16, jitter distribution"
+    assert columns.split() == ["MRR", "hits@1", "hits@5", "hits@10", "queries"]
+    printed = {" ".join(line.split()[:-5]): line.split()[-5:] for line in lines}
     baselines = {f"baseline: {name.replace('_', ' ')}": s for name, s in exact["baselines"].items()}
     expected = {"all": exact["overall"]} | exact["per_transformation"] | baselines
     assert printed.keys() == expected.keys()
-    for name, (score, first, fifth, queries) in printed.items():
+    for name, (*scores, queries) in printed.items():
         values = expected[name]
-        wanted = (values["mrr"], values["hits"]["1"], values["hits"]["5"])
-        assert (float(score), float(first), float(fifth)) == pytest.approx(wanted, abs=2e-3), name
+        wanted = [values["mrr"], *(values["hits"][k] for k in ("1", "5", "10"))]
+        assert [float(score) for score in scores] == pytest.approx(wanted, abs=2e-3), name
         assert int(queries) == values["queries"]
 
 
@@ -129,8 +155,8 @@ def test_record_adds_to_the_config_and_leaves_the_rest(
     eval_mrr = ["eval", "mrr", "--data", photos, "-m", model_folder, "--images", 1, "--bank-size", 4]
     eval_knn = ["eval", "knn", "--train", "set/train", "--val", "set/val", "-m", model_folder]
     recorded = {
-        "apply-mrr-full": command(*eval_mrr, "--record", "--json").json,
-        "undo-mrr-jitter": command(
+        "apply-mrr-jitter-1x4": command(*eval_mrr, "--record", "--json").json,
+        "undo-mrr-jitter-1x4": command(
             *eval_mrr, "--protocol", "undo", "--distribution", "jitter", "--record", "--json"
         ).json,
         "knn-20-set/val": command(*eval_knn, "--record", "--json").json,
@@ -157,10 +183,54 @@ def test_a_knn_record_is_named_after_the_neighbours_and_the_folder(
 
 def test_recording_again_replaces_the_score(command, photos, model_folder):
     words = ["eval", "mrr", "--data", photos, "-m", model_folder, "--images", 1, "--record", "--json"]
-    for size in (4, 5):
-        shown = command(*words, "--bank-size", size).json
-        assert read_config(model_folder).metrics == {"apply-mrr-full": shown}
-        assert shown["bank_size"] == size
+    for seed in (0, 1):
+        shown = command(*words, "--bank-size", 4, "--seed", seed).json
+        assert read_config(model_folder).metrics == {"apply-mrr-jitter-1x4": shown}
+        assert shown["seed"] == seed
+
+
+def test_a_record_is_named_after_what_was_measured(command, photos, model_folder):
+    words = ["eval", "mrr", "--data", photos, "-m", model_folder, "--record", "--json"]
+    options = {
+        "apply-mrr-jitter-1x2": ["--images", 1, "--bank-size", 2],
+        "apply-mrr-jitter-1x3": ["--images", 1, "--bank-size", 3],
+        "apply-mrr-full-2x3": ["--images", 2, "--bank-size", 3, "--distribution", "full"],
+        "transfer-mrr-jitter-2x3": ["--images", 2, "--bank-size", 3, "--protocol", "transfer"],
+        "undo-mrr-full-12x2": ["--images", 100, "--bank-size", 2, "--protocol", "undo"],
+    }
+    recorded = {name: command(*words, *option).json for name, option in options.items()}
+    assert read_config(model_folder).metrics == recorded
+
+
+@pytest.mark.parametrize("kind", ["mrr", "knn"])
+def test_a_result_that_cannot_be_recorded_is_shown_all_the_same(
+    command, monkeypatch, photos, classes, model_folder, kind
+):
+    def refuse(path, text):
+        raise SaveError(f"Cannot write {path}: no space left.")
+
+    words = {
+        "mrr": ["--data", photos, "--images", 1, "--bank-size", 2],
+        "knn": ["--train", classes[0], "--val", classes[1]],
+    }[kind]
+    exact = command("eval", kind, *words, "-m", model_folder, "--json").json
+    monkeypatch.setattr("iwm.checkpoint.write_text", refuse)
+    shown = command("eval", kind, *words, "-m", model_folder, "--json", "--record")
+    assert shown.code == 1
+    assert json.loads(shown.out) == exact
+    assert shown.err == f"Error: Cannot write {model_folder / 'config.json'}: no space left.\n"
+
+
+@pytest.mark.parametrize("kind", ["mrr", "knn"])
+@pytest.mark.usefixtures("no_model")
+def test_a_folder_without_permission_is_told_before_the_work(
+    command, monkeypatch, photos, classes, model_folder, kind
+):
+    words = {"mrr": ["--data", photos], "knn": ["--train", classes[0], "--val", classes[1]]}[kind]
+    monkeypatch.setattr("os.access", lambda path, mode: (str(path), mode) != (str(model_folder), os.W_OK))
+    error = command("eval", kind, *words, "-m", model_folder, "--record").error
+    place = model_folder / "config.json"
+    assert error == f"Error: Cannot write {place}: no permission to write in {model_folder}.\n"
 
 
 def test_nothing_is_recorded_unless_asked(command, photos, model_folder):
@@ -189,7 +259,9 @@ def test_a_zoo_name_is_recorded_into_its_own_folder(command, monkeypatch, photos
         command(*words, *options, "--record").json
         for options in ([], ["-m", "iwm-tiny", "--protocol", "undo"])
     ]
-    assert read_config(folder).metrics == {"apply-mrr-full": recorded[0], "undo-mrr-full": recorded[1]}
+    assert read_config(folder).metrics == {
+        "apply-mrr-jitter-1x3": recorded[0], "undo-mrr-full-1x3": recorded[1]
+    }  # fmt: skip
     for result in recorded:
         assert result["command"].startswith("iwm eval mrr --model iwm-tiny --data ")
 

@@ -63,10 +63,30 @@ def test_list_shows_a_recorded_score(command, monkeypatch, model_folder):
     assert command("list", "iwm-tiny", "--json").json[0]["metrics"] == read_config(model_folder).metrics
 
 
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        ("apply-mrr-full-100x256", "0.625"),
+        ("apply-mrr-jitter-100x256", "0.625"),
+        ("apply-mrr-full", "unspecified"),
+        ("apply-mrr-full-12x256", "unspecified"),
+        ("apply-mrr-full-100x64", "unspecified"),
+        ("undo-mrr-full-100x256", "unspecified"),
+        ("transfer-mrr-full-100x256", "unspecified"),
+    ],
+)
+def test_list_shows_scores_of_the_standard_size_alone(command, monkeypatch, model_folder, name, score):
+    config = json.loads((model_folder / "config.json").read_text())
+    config["metrics"] = {name: {"overall": {"mrr": 0.625}}}
+    (model_folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("iwm.zoo.ZooEntry.folder", model_folder)
+    assert command("list", "iwm-tiny").out.splitlines()[1].split()[-1] == score
+
+
 def _give_metrics(folder):
     described = json.loads((folder / "config.json").read_text())
     described["metrics"] = {
-        "apply-mrr-full": {"overall": {"mrr": 0.625}, "command": "iwm eval mrr --data a"},
+        "apply-mrr-full-100x256": {"overall": {"mrr": 0.625}, "command": "iwm eval mrr --data a"},
         "knn-b": {"accuracy": 0.5, "command": "iwm eval knn --train b"},
     }
     data = [{"folder": "my photos", "images": 8}, {"folder": "b", "images": 4}]
@@ -99,7 +119,7 @@ def test_info_of_a_folder(command, model_folder, monkeypatch):
         "licence unspecified",
         "images 12",
         "machine a heap of sand",
-        "apply-mrr-full 0.625 iwm eval mrr --data a",
+        "apply-mrr-full-100x256 0.625 iwm eval mrr --data a",
         "knn-b 0.500 iwm eval knn --train b",
     ):
         assert line in [" ".join(printed.split()) for printed in shown.out.splitlines()]

@@ -87,6 +87,42 @@ def test_a_second_run_is_refused_and_resume_continues(command, finished):
     assert "--resume" not in read_config(out).recipe["command"]
 
 
+def test_a_folder_called_like_a_zoo_model_is_loaded_by_its_path(
+    command, monkeypatch, photos, pretrain_words, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", "iwm-tiny", "--steps", 1]
+    done = command(*words, *pretrain_words)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-2:] == [
+        'Trained 1 steps. Load it: iwm.load("./iwm-tiny")',
+        "Measure it: iwm eval mrr --model ./iwm-tiny --data FOLDER",
+    ]
+    assert iwm.load("./iwm-tiny").config.encoder.width == 32
+    assert iwm.load("iwm-tiny").config.encoder.width != 32
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"]], ids=["start", "resume"])
+def test_a_folder_that_holds_a_model_is_refused(command, photos, pretrain_words, model_folder, options):
+    before = {path.name: path.read_bytes() for path in model_folder.iterdir()}
+    words = ["pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", model_folder, *pretrain_words]
+    error = command(*words, *options).error
+    assert error == f"Error: {model_folder} holds a model already; choose another --out.\n"
+    assert {path.name: path.read_bytes() for path in model_folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_there_must_be_a_run_to_resume(command, photos, pretrain_words, tmp_path, exists):
+    out = tmp_path / "run"
+    if exists:
+        out.mkdir()
+    words = ["pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", out, *pretrain_words]
+    error = command(*words, "--resume").error
+    assert error == f"Error: {out} holds no run to resume; leave --resume out to start one.\n"
+    assert out.exists() == exists
+    assert not exists or not list(out.iterdir())
+
+
 def test_several_data_folders(command, photos, pretrain_words, tmp_path):
     out = tmp_path / "run"
     folders = ["--data", photos / "class0", "--data", photos / "class1"]

@@ -91,7 +91,6 @@ def test_k_hits_or_as_many_as_there_are(command, photos, files, model_folder, k,
         ("missing", "PHOTO", [], r"No such folder: .*missing"),
         ("broken.jpg", "PHOTO", [], r"No such folder: .*broken\.jpg"),
         ("empty", "PHOTO", [], r"No images in .*empty; looked for .*\.jpg"),
-        (".", "PHOTO", [], r"Cannot read .*broken\.jpg as an image"),
         ("PHOTOS", "missing.jpg", [], r"No such image file: .*missing\.jpg"),
         ("PHOTOS", "broken.jpg", [], r"Cannot read .*broken\.jpg as an image"),
         ("PHOTOS", "PHOTO", ["--hue", "0.7"], r"hue is 0\.7; it must be -0\.5 to 0\.5 turns"),
@@ -99,8 +98,7 @@ def test_k_hits_or_as_many_as_there_are(command, photos, files, model_folder, k,
         ("PHOTOS", "PHOTO", ["--blur", "nan"], r"blur is nan; it must be a sigma"),
     ],
     ids=[
-        "no folder", "a file", "no images", "unreadable", "no image", "no photograph", "hue", "brightness",
-        "blur",
+        "no folder", "a file", "no images", "no image", "no photograph", "hue", "brightness", "blur"
     ],
 )  # fmt: skip
 def test_what_cannot_be_searched(
@@ -110,6 +108,23 @@ def test_what_cannot_be_searched(
     (bad_photo.parent / "empty").mkdir()
     words = [places.get(name, bad_photo.parent / name) for name in (folder, image)]
     assert re.search(message, command("search", words[0], "-i", words[1], "-m", model_folder, *options).error)
+
+
+def test_what_cannot_be_read_in_a_folder_is_skipped_with_a_warning(command, mixed, files, model_folder):
+    shown = command("search", mixed, "-i", files[1], "-m", model_folder, "--json")
+    bad = re.escape(str(mixed / "br[bold].jpg"))
+    assert re.fullmatch(rf"Warning: skipped: Cannot read {bad} as an image: .+\n", shown.err)
+    assert shown.json["images"] == 2
+    assert [hit["path"] for hit in shown.json["hits"]] == [str(mixed / name) for name in ("c.jpg", "a.jpg")]
+    assert shown.json["hits"][0]["distance"] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_folder_where_nothing_can_be_read(command, bad_photo, files, model_folder):
+    shown = command("search", bad_photo.parent, "-i", files[0], "-m", model_folder)
+    warning, error = shown.err.splitlines()
+    assert (shown.code, shown.out) == (1, "")
+    assert warning.startswith(f"Warning: skipped: Cannot read {bad_photo} as an image: ")
+    assert error == "Error: None of the 1 images can be read."
 
 
 def test_k_must_be_positive(command, photos, files):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from iwm.errors import InvalidDataError, InvalidImageError
+from iwm.errors import IncompatibleWeightsError, InvalidDataError, InvalidImageError
 from iwm.evaluation import knn
 from iwm.evaluation.knn import vote
 from iwm.world_model import WorldModel
@@ -130,3 +130,9 @@ def test_data_that_cannot_be_used(model, train, val, k, words):
 def test_an_image_that_cannot_be_read_is_named(model, tmp_path):
     with pytest.raises(InvalidImageError, match=r"absent\.png"):
         knn(model, ([tmp_path / "absent.png"], ["cat"]), (images(1)[0], ["cat"]), 1)
+
+
+def test_latents_that_are_no_numbers_have_no_accuracy():
+    train = torch.tensor([[1.0, float("nan")], [0.0, 1.0]])
+    with pytest.raises(IncompatibleWeightsError, match="not finite"):
+        vote(train, torch.tensor([0, 1]), torch.rand(2, 2), 1, 2)

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from iwm.actions import CLEAN, Action, Photometry, draw_photometry
+from iwm.config import ActionConfig, PhotometryDistribution
 from iwm.errors import InvalidConfigError, InvalidImageError
 from iwm.evaluation import mrr
+from iwm.evaluation.mrr import draw_views
 from iwm.photometry import transform
+from iwm.world_model import WorldModel
 
 SEED = 14  # Of two banks of six that hold every destructive operation alone, and two together.
 PROTOCOLS = ("apply", "undo", "transfer")
@@ -103,13 +106,14 @@ def test_against_plain_loops(model, protocol, distribution):
         check(report.per_transformation[name], groups[name])
 
     names = {name for name, _, _ in rows} - {"query"}
-    assert report.baselines.keys() == names | {"floor"}
+    blind = "floor" if protocol == "apply" else "chance"
+    assert report.baselines.keys() == names | {blind}
     for name in names:
         check(report.baselines[name], [rank for n, _, rank in rows if n == name])
     candidates = 7 if protocol == "undo" else 6
     harmonic = sum(1 / r for r in range(1, candidates + 1))
-    assert report.baselines["floor"].mrr == pytest.approx(harmonic / candidates, abs=1e-12)
-    assert report.baselines["floor"].queries == 12
+    assert report.baselines[blind].mrr == pytest.approx(harmonic / candidates, abs=1e-12)
+    assert report.baselines[blind].queries == 12
 
 
 @every_protocol
@@ -172,6 +176,29 @@ def test_views_depend_on_the_seed_and_the_place_of_their_image(model):
     ]
     assert len(set(views)) == 16
     assert all(view != CLEAN for view in views)
+
+
+@every_distribution
+@pytest.mark.parametrize(("seed", "index"), [(0, 0), (5, 3)])
+def test_views_are_the_models_own_with_jitter_always_on(tiny_config, distribution, seed, index):
+    still = PhotometryDistribution(
+        jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.5, blur_sigma=(3.0, 4.0),
+        solarize_probability=0.0,
+    )  # fmt: skip
+    model = WorldModel(tiny_config().replace(actions=ActionConfig(encoding="pair", distribution=still)))
+    params = draw_views(model, 40, distribution=distribution, seed=seed, index=index)
+    views = [Photometry.from_params(row) for row in params]
+    assert views == [draw_view(model, distribution, seed, index, view) for view in range(40)]
+    assert all(view.brightness != 1 for view in views)
+    assert not any(view.grayscale or view.solarize for view in views)
+    assert {view.blur >= 3 for view in views} == ({False} if distribution == "jitter" else {True, False})
+
+
+def test_views_are_of_the_full_distribution_unless_told(model):
+    full, jitter = (draw_views(model, 40, distribution=name, seed=0, index=1) for name in ("full", "jitter"))
+    assert torch.equal(draw_views(model, 40, seed=0, index=1), full)
+    assert not torch.equal(full, jitter)
+    assert torch.equal(full[:, :4], jitter[:, :4])
 
 
 def test_a_report_says_what_was_measured(model):

@@ -75,5 +75,5 @@ def test_squared_distances_pair_by_pair(dtype):
         [float((q.double() - c.double()).square().sum()) for c in candidates] for q in queries
     ]  # fmt: skip
     measured = squared_distances(queries, candidates)
-    assert measured.dtype == torch.float32
-    torch.testing.assert_close(measured, torch.tensor(expected), atol=1e-4, rtol=0)
+    assert measured.dtype == torch.float64
+    torch.testing.assert_close(measured, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from iwm.config import PreprocessConfig, WorldModelConfig, from_dict, to_json
+from iwm.config import EncoderConfig, PreprocessConfig, WorldModelConfig, from_dict, to_json
 from iwm.errors import InvalidConfigError
 from iwm.pretraining.config import MaskConfig, PretrainConfig
 from iwm.training.config import OptimConfig
@@ -36,7 +36,9 @@ def test_run_value_out_of_range_is_refused(changes, words):
 
 
 def test_a_grid_of_one_patch_leaves_nothing_to_mask():
-    model = WorldModelConfig(preprocess=PreprocessConfig(size=16, resize=16))
+    model = WorldModelConfig(
+        encoder=EncoderConfig(image_size=16), preprocess=PreprocessConfig(size=16, resize=16)
+    )
     with pytest.raises(InvalidConfigError, match="A grid of 1 x 1 patches leaves nothing to mask"):
         PretrainConfig(model=model)
 
@@ -57,3 +59,11 @@ def test_replace_changes_one_field_and_validates_it(make_config):
     assert (changed.ema, changed.replace(ema=config.ema)) == (0.5, config)
     with pytest.raises(InvalidConfigError, match="ema is 2"):
         config.replace(ema=2)
+
+
+def test_training_size_and_grid_must_agree():
+    model = WorldModelConfig(preprocess=PreprocessConfig(size=160, resize=160))
+    with pytest.raises(
+        InvalidConfigError, match=r"size is 160 and model\.encoder\.image_size 224; .* set both"
+    ):
+        PretrainConfig(model=model)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from iwm.errors import InvalidDataError
 from iwm.training.config import DataConfig, RunConfig
-from iwm.training.data import CropDataset, StepSampler, make_loader, random_crop
+from iwm.training.data import CropDataset, StepSampler, check_readable, make_loader, random_crop
 
 
 def _write(path, width, height, seed=0):
@@ -176,3 +176,12 @@ def test_workers_change_nothing(paths):
         assert keys == list(StepSampler(5, _config()))[step]
         dataset = CropDataset(paths, 16, _config())
         assert all(torch.equal(crop, dataset[key][0]) for crop, key in zip(crops, keys, strict=True))
+
+
+def test_readability_is_checked_before_any_worker_starts(tmp_path, caplog):
+    bad = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+    for path in bad:
+        path.write_text("no image")
+    with pytest.raises(InvalidDataError, match=r"None of the 2 images can be read; the first is .*a\.jpg"):
+        check_readable(bad)
+    check_readable([*bad, _write(tmp_path / "c.png", 8, 8)])

@@ -11,7 +11,7 @@ from PIL import Image
 from timm.models.vision_transformer import Attention
 from torch import nn
 
-from iwm.errors import InvalidConfigError
+from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.training import schedules
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.data import CropDataset, StepSampler
@@ -60,7 +60,7 @@ def start(tmp_path, paths):
     def run(task, *, resume=False, export=lambda done, seconds: None, name="run", **changes):
         config = _config(**changes)
         folder = RunFolder(tmp_path / name, config, resume=resume)
-        done = train(task, paths, SIZE, config, folder, export)
+        done = train(task, paths, SIZE, config, folder, export, listing=f"{len(paths)} images")
         return done, folder
 
     return run
@@ -282,7 +282,7 @@ def test_resuming_on_other_images_is_refused(start, paths):
     start(LinearTask())
     Image.new("RGB", (8, 8)).save(paths[0].parent / "more.png")
     paths.append(paths[0].parent / "more.png")
-    with pytest.raises(InvalidConfigError, match=r"5 images .* now holds 6 images"):
+    with pytest.raises(InvalidConfigError, match=r"trained on 5 images, --data now holds 6 images"):
         start(LinearTask(), resume=True)
 
 
@@ -290,3 +290,24 @@ def test_resuming_with_fewer_steps_than_done_is_refused(start):
     start(LinearTask())
     with pytest.raises(InvalidConfigError, match="has done 10 steps already; ask for more than that, not 8"):
         start(LinearTask(), resume=True, steps=8)
+
+
+def test_a_last_export_that_was_cut_off_is_made_again(start):
+    exported = []
+
+    def cut_off(done, seconds):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(LinearTask(), export=cut_off)
+    done, _ = start(LinearTask(), resume=True, export=lambda done, seconds: exported.append(done))
+    assert done
+    assert exported == [10]
+
+
+def test_a_state_that_lacks_something_is_refused(start, tmp_path):
+    _, folder = start(LinearTask())
+    folder.save_state({"step": 1})
+    with pytest.raises(InvalidDataError, match="lacks listing, optimizer, seconds, task"):
+        start(LinearTask(), resume=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from iwm.config import from_dict
-from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.run_folder import FREE_FIELDS, RunFolder
 
@@ -15,6 +15,7 @@ from iwm.training.run_folder import FREE_FIELDS, RunFolder
 @pytest.fixture
 def used(tmp_path):
     run = RunFolder(tmp_path / "run", RunConfig(), resume=False)
+    run.start(RunConfig(), 0)
     run.save_state({"step": 5})
     return run.path
 
@@ -22,6 +23,8 @@ def used(tmp_path):
 def test_folder_is_created_with_the_configuration(tmp_path):
     config = RunConfig(seed=7, data=DataConfig(crop_scale=(0.5, 0.9)))
     run = RunFolder(tmp_path / "a" / "b", config, resume=False)
+    assert not run.path.exists()
+    run.start(config, 0)
     assert not run.has_state
     assert from_dict(RunConfig, json.loads((run.path / "run.json").read_text())) == config
 
@@ -34,8 +37,10 @@ def test_used_folder_is_refused_without_resume(used):
 
 
 def test_folder_without_a_checkpoint_may_be_started_again(tmp_path):
-    RunFolder(tmp_path, RunConfig(), resume=False)
+    RunFolder(tmp_path, RunConfig(), resume=False).start(RunConfig(), 0)
+    (tmp_path / "config.json").write_text("{}")
     run = RunFolder(tmp_path, RunConfig(seed=1), resume=False)
+    run.start(RunConfig(seed=1), 0)
     assert json.loads((run.path / "run.json").read_text())["seed"] == 1
 
 
@@ -63,6 +68,8 @@ def test_free_fields_may_change_on_resume(used):
     }
     assert changed - {"data"} | {"data.workers"} == FREE_FIELDS
     run = RunFolder(used, config, resume=True)
+    assert json.loads((run.path / "run.json").read_text())["steps"] == RunConfig().steps
+    run.start(config, 5)
     assert from_dict(RunConfig, json.loads((run.path / "run.json").read_text())) == config
 
 
@@ -87,8 +94,8 @@ def test_metrics_after_the_resume_point_are_forgotten(used):
     for record in records:
         run.log(record)
     with (used / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "lo')
-    run.forget_metrics_from(5)
+        file.write('null\n{"loss": 1}\n{"step": 3, "lo')
+    run.start(RunConfig(), 5)
     run.log({"step": 6, "loss": 0.0})
     lines = (used / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [*records[:5], {"step": 6, "loss": 0.0}]
@@ -96,7 +103,7 @@ def test_metrics_after_the_resume_point_are_forgotten(used):
 
 def test_no_metrics_to_forget_makes_no_file(tmp_path):
     run = RunFolder(tmp_path, RunConfig(), resume=False)
-    run.forget_metrics_from(0)
+    run.start(RunConfig(), 0)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -112,3 +119,20 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
     with pytest.raises(InvalidDataError, match="is a file; choose a folder"):
         RunFolder(tmp_path / "out", RunConfig(), resume=False)
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_model_without_a_run_is_never_overwritten(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InvalidDataError, match="holds a model already; choose another --out"):
+        RunFolder(tmp_path, RunConfig(), resume=False)
+
+
+def test_there_must_be_a_run_to_resume(tmp_path):
+    with pytest.raises(InvalidDataError, match="holds no run to resume"):
+        RunFolder(tmp_path, RunConfig(), resume=True)
+
+
+def test_a_log_that_cannot_be_written_is_a_save_error(used):
+    (used / "metrics.jsonl").mkdir()
+    with pytest.raises(SaveError, match=r"Cannot write .*metrics\.jsonl"):
+        RunFolder(used, RunConfig(), resume=True).log({"step": 1})
