@@ -49,3 +49,26 @@ def test_the_file_map_lists_what_there_is():
     assert modules <= listed
     folders = {f"iwm/{p.parent.name}/" for p in (ROOT / "iwm").glob("*/__init__.py")}
     assert folders <= listed
+
+
+@pytest.mark.parametrize("document", ["README.md", "MODEL_CARD.md"])
+def test_numbers_are_those_recorded_with_the_weights(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    metrics = iwm.load().config.metrics
+    for name in ("apply-mrr-full-100x256", "undo-mrr-full-100x256"):
+        recorded = metrics[name]
+        assert recorded["command"] in text
+        for scores in (recorded["overall"], *recorded["per_transformation"].values()):
+            cells = (scores["mrr"], *scores["hits"].values())
+            assert "| " + " | ".join(f"{cell:.3f}" for cell in cells) + " |" in text
+    knn = metrics["knn-20-imagenette/val"]
+    assert knn["command"] in text
+    assert f"{knn['accuracy']:.1%}" in text
+    assert f"{knn['random_encoder']:.1%}" in text
+
+
+@pytest.mark.parametrize("document", ["README.md", "MODEL_CARD.md", "docs/RESULTS.md"])
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or ((ROOT / document).parent / target).exists(), target

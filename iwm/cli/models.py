@@ -152,7 +152,7 @@ def _headlines(metrics: dict[str, Any]) -> dict[str, str]:
 
 
 def _headline(metrics: dict[str, Any]) -> float | None:
-    """apply-MRR at the standard size, of the distribution the model was trained to apply."""
+    """apply-MRR at the standard size: of the full distribution where it was measured, else of jitter."""
     names = (f"apply-mrr-{drawn}-100x256" for drawn in ("full", "jitter"))
     return next((score for name in names if (score := _score(metrics.get(name))) is not None), None)
 

@@ -27,7 +27,7 @@ def iwm_tiny() -> PretrainConfig:
         model=_model("iwm-tiny"),
         masks=MaskConfig(unmasked=0.2),
         optim=OptimConfig(lr_start=0.0, warmup=0.1, weight_decay_end=0.04, clip=3.0),
-        steps=9_000,
+        steps=11_000,
         batch_size=64,
     )
 
