@@ -178,8 +178,15 @@ def test_a_signal_during_the_last_step_is_a_finished_run(start):
     assert folder.load_state()["step"] == 10
 
 
-def test_a_second_interrupt_acts_at_once(start, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def interruptible():
+    """Python's own answer to SIGINT, also where the test run was started with it ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, inherited)
+
+
+def test_a_second_interrupt_acts_at_once(start, tmp_path, interruptible):
 
     def twice():
         for _ in range(2):
@@ -189,7 +196,7 @@ def test_a_second_interrupt_acts_at_once(start, tmp_path):
     task = LinearTask(at={5: twice})
     with pytest.raises(KeyboardInterrupt):
         start(task)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is interruptible
     assert RunFolder(tmp_path / "run", _config(), resume=True).load_state()["step"] == 4
 
 
