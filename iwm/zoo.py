@@ -57,6 +57,8 @@ class ZooEntry:
         return f"iwm pretrain --recipe {self.name} --data FOLDER --out DIR"
 
 
+_RESEARCH = "research only (trained on ImageNet photographs)"
+_UNPUBLISHED = "none yet (not published)"
 _VIT_B = EncoderConfig(width=768, depth=12, heads=12)
 _VIT_L = EncoderConfig(width=1024, depth=24, heads=16)
 
@@ -70,7 +72,7 @@ def _paper(
         encoder=encoder,
         predictor=PredictorConfig(depth=depth, width=width),
         actions=ActionConfig(distribution=STRENGTHS[strength]),
-        license="none yet (not published)",
+        license=_UNPUBLISHED,
     )
     return ZooEntry(config=config, weights="recipe only", summary=summary)
 
@@ -84,7 +86,7 @@ def _tiny(
         predictor=PredictorConfig(width=192, depth=5, layout="inplace", conditioning=conditioning),
         actions=ActionConfig(encoding="pair", distribution=STRENGTHS["strong"], symmetric=True),
         preprocess=PreprocessConfig(size=128, resize=128),
-        license="research only (trained on ImageNet photographs)",
+        license=_RESEARCH if weights == "embedded" else _UNPUBLISHED,
     )
     return ZooEntry(config=config, weights=weights, summary=summary)
 

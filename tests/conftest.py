@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from iwm.config import (
     ActionConfig,
@@ -38,3 +40,15 @@ def tiny_config() -> Callable[..., WorldModelConfig]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Twelve JPEGs of smooth random colours in two subfolders; the path has a space in it."""
+    folder = tmp_path_factory.mktemp("my photos")
+    for i in range(12):
+        coarse = np.random.default_rng(i).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        path = folder / f"class{i % 2}" / f"{i:02}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(coarse).resize((50, 40), Image.Resampling.BICUBIC).save(path, quality=90)
+    return folder

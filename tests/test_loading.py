@@ -53,7 +53,7 @@ def outputs(model, images):
     return latent.tokens.float(), model.apply_action(latent, ACTION).tokens.float()
 
 
-def close(actual, expected, atol):
+def check_close(actual, expected, atol):
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
@@ -61,7 +61,7 @@ def close(actual, expected, atol):
 def test_a_saved_model_gives_what_its_rounded_weights_give(model, folder):
     images = torch.rand(2, 3, 32, 32)
     loaded = WorldModel.from_pretrained(folder)
-    close(outputs(loaded, images), outputs(model, images), atol=1e-2)
+    check_close(outputs(loaded, images), outputs(model, images), atol=1e-2)
     model.load_state_dict({name: tensor.half().float() for name, tensor in model.state_dict().items()})
     for a, b in zip(outputs(loaded, images), outputs(model, images), strict=True):
         assert torch.equal(a, b)
@@ -76,7 +76,7 @@ def test_load_and_from_pretrained_take_folders(folder, name):
     given = str(folder) if name == "str" else folder
     images = torch.rand(1, 3, 32, 32)
     expected = outputs(load(given), images)
-    close(outputs(WorldModel.from_pretrained(given), images), expected, atol=0)
+    check_close(outputs(WorldModel.from_pretrained(given), images), expected, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_dtypes_share_one_space(folder, dtype, atol):
     assert {p.dtype for p in other.parameters()} == {dtype}
     assert other.space == plain.space
     assert other.encode(images).tokens.dtype == dtype
-    close(outputs(other, images), outputs(plain, images), atol)
+    check_close(outputs(other, images), outputs(plain, images), atol)
     plain.apply_action(other.encode(images), ACTION)
 
 
@@ -101,7 +101,7 @@ def test_the_student_replaces_the_encoder_alone(model, tmp_path):
     for name, tensor in teacher.predictor.state_dict().items():
         assert torch.equal(loaded.predictor.state_dict()[name], tensor)
     assert loaded.space != teacher.space
-    close(outputs(load(tmp_path, branch="teacher"), torch.ones(3, 32, 32)),
+    check_close(outputs(load(tmp_path, branch="teacher"), torch.ones(3, 32, 32)),
           outputs(teacher, torch.ones(3, 32, 32)), atol=0)  # fmt: skip
 
 
@@ -165,7 +165,9 @@ def test_recipes_without_weights_say_how_to_train_them(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_the_named_architecture_and_leaves_the_licence_open(name):
     held_back = (
-        "none yet (not published)" if name in PAPER else "research only (trained on ImageNet photographs)"
+        "none yet (not published)"
+        if name in RECIPE_ONLY
+        else "research only (trained on ImageNet photographs)"
     )
     assert ZOO[name].config.license == held_back
     assert find_recipe(name).model == ZOO[name].config.replace(license="unspecified")

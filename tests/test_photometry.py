@@ -83,7 +83,7 @@ def reference(images, params):
     return torch.stack(out)
 
 
-def close(actual, expected, atol=1e-3):
+def check_close(actual, expected, atol=1e-3):
     torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
@@ -97,14 +97,14 @@ def column(name, values):
 def test_each_operation_matches_torchvision(images, name):
     values = VALUES[name]
     expected = torch.stack([REFERENCE[name](i, v) for i, v in zip(images, values, strict=True)])
-    close(OPERATION[name](images, torch.tensor(values)), expected)
-    close(transform(images, column(name, values)), expected)
+    check_close(OPERATION[name](images, torch.tensor(values)), expected)
+    check_close(transform(images, column(name, values)), expected)
     assert (expected - images).abs().max() > 0.1
 
 
 def test_chain_in_the_documented_order(images):
     assert FIELDS == ("brightness", "contrast", "saturation", "hue", "grayscale", "blur", "solarize")
-    close(transform(images, MIXED), reference(images, MIXED))
+    check_close(transform(images, MIXED), reference(images, MIXED))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_order_of_pairs(images, first, second):
     forward = REFERENCE[second](REFERENCE[first](images, value.get(first, 1.0)), value.get(second, 1.0))
     backward = REFERENCE[first](REFERENCE[second](images, value.get(second, 1.0)), value.get(first, 1.0))
     assert (forward - backward).abs().max() > 0.02
-    close(transform(images, params), forward)
+    check_close(transform(images, params), forward)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -158,15 +158,15 @@ def test_switched_off_samples_keep_their_bits(images):
 def test_batch_equals_one_by_one(images):
     together = transform(images, MIXED)
     alone = torch.cat([transform(images[i : i + 1], MIXED[i : i + 1]) for i in range(6)])
-    close(together, alone, atol=1e-6)
+    check_close(together, alone, atol=1e-6)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    close(transform(images[order], MIXED[order]), together[order], atol=1e-6)
+    check_close(transform(images[order], MIXED[order]), together[order], atol=1e-6)
 
 
 def test_one_photometry_moves_only_its_own_sample(images):
     other = MIXED.clone()
     other[0] = torch.tensor([0.2, 1.9, 0.1, 0.5, 0.0, 5.0, 1.0])
-    close(transform(images, other)[1:], transform(images, MIXED)[1:], atol=1e-6)
+    check_close(transform(images, other)[1:], transform(images, MIXED)[1:], atol=1e-6)
 
 
 def test_inputs_are_not_changed(images):
@@ -184,7 +184,7 @@ def test_other_dtypes(images, dtype, atol):
     values = column("saturation", VALUES["saturation"])
     out = transform(images.to(dtype), values)
     assert out.dtype == dtype
-    close(out.float(), transform(images, values), atol=atol)
+    check_close(out.float(), transform(images, values), atol=atol)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "permuted", "expanded"])
@@ -194,7 +194,7 @@ def test_memory_layouts(images, layout):
         "permuted": images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
         "expanded": images[:1].expand(6, -1, -1, -1),
     }[layout]
-    close(transform(strided, MIXED), reference(strided, MIXED))
+    check_close(transform(strided, MIXED), reference(strided, MIXED))
 
 
 def test_empty_batch():
@@ -211,9 +211,9 @@ def test_values_stay_in_range(images, factor):
 
 def test_hue_is_a_circle(images):
     half = torch.full((6,), 0.5)
-    close(photometry.adjust_hue(images, half), photometry.adjust_hue(images, -half), atol=1e-5)
+    check_close(photometry.adjust_hue(images, half), photometry.adjust_hue(images, -half), atol=1e-5)
     third = photometry.adjust_hue(images, torch.full((6,), 1 / 3))
-    close(third, images.roll(1, dims=1), atol=1e-5)
+    check_close(third, images.roll(1, dims=1), atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 30), (30, 5), (3, 3), (1, 12), (1, 1)])
@@ -229,7 +229,7 @@ def test_blur_on_sides_shorter_than_the_kernel(height, width):
         expected = sum(
             w / sum(taps) * np.take(padded, range(k, k + side), axis=axis) for k, w in enumerate(taps)
         )
-    close(
+    check_close(
         photometry.gaussian_blur(image[None], torch.tensor([sigma]))[0].double(),
         torch.from_numpy(expected),
         1e-5,
@@ -248,4 +248,4 @@ def test_blur_reaches_four_sigma():
 def test_solarize_inverts_from_the_threshold_on():
     image = torch.tensor([0.0, 0.25, 0.499, 0.5, 0.75, 1.0]).expand(1, 3, 1, 6)
     out = photometry.solarize(image, torch.ones(1))
-    close(out[0, 0, 0], torch.tensor([0.0, 0.25, 0.499, 0.5, 0.25, 0.0]), atol=1e-7)
+    check_close(out[0, 0, 0], torch.tensor([0.0, 0.25, 0.499, 0.5, 0.25, 0.0]), atol=1e-7)

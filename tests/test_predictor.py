@@ -38,7 +38,7 @@ def inputs(batch=2, tokens=16, size=14):
     return torch.randn(batch, tokens, WIDTH), torch.randn(batch, size)
 
 
-def close(actual, expected):
+def check_close(actual, expected):
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
 
 
@@ -69,9 +69,9 @@ def test_everything_by_default(make, layout, conditioning):
     everything = torch.arange(16).expand(2, -1)
     out = model(source, action, GRID)
     assert out.shape == (2, 16, WIDTH)
-    close(model(source, action, GRID, visible=everything), out)
-    close(model(source, action, GRID, targets=everything), out)
-    close(model(source, action, GRID, everything, everything), out)
+    check_close(model(source, action, GRID, visible=everything), out)
+    check_close(model(source, action, GRID, targets=everything), out)
+    check_close(model(source, action, GRID, everything, everything), out)
 
 
 @every_layout
@@ -96,7 +96,7 @@ def test_batch_equals_one_by_one(make, layout, conditioning):
         model(source[i : i + 1], action[i : i + 1], GRID, VISIBLE[i : i + 1], TARGETS[i : i + 1])
         for i in (0, 1)
     ]
-    close(model(source, action, GRID, VISIBLE, TARGETS), torch.cat(one))
+    check_close(model(source, action, GRID, VISIBLE, TARGETS), torch.cat(one))
 
 
 @every_conditioning
@@ -105,7 +105,7 @@ def test_append_permuting_targets_permutes_outputs(make, conditioning, order):
     model = make("append", conditioning)
     source, action = inputs(tokens=5)
     out = model(source, action, GRID, VISIBLE, TARGETS)
-    close(model(source, action, GRID, VISIBLE, TARGETS[:, list(order)]), out[:, list(order)])
+    check_close(model(source, action, GRID, VISIBLE, TARGETS[:, list(order)]), out[:, list(order)])
     assert (out[:, 0] - out[:, 1]).abs().max() > 1e-2
 
 
@@ -116,7 +116,7 @@ def test_inplace_targets_choose_among_all_positions(make, conditioning):
     everywhere = model(source, action, GRID, VISIBLE)
     out = model(source, action, GRID, VISIBLE, TARGETS)
     for b, t in itertools.product(range(2), range(3)):
-        close(out[b, t], everywhere[b, TARGETS[b, t]])
+        check_close(out[b, t], everywhere[b, TARGETS[b, t]])
 
 
 @every_layout
@@ -126,7 +126,7 @@ def test_order_of_the_visible_tokens_is_free(make, layout, conditioning):
     source, action = inputs(tokens=5)
     order = torch.tensor([4, 2, 0, 3, 1])
     out = model(source, action, GRID, VISIBLE, TARGETS)
-    close(model(source[:, order], action, GRID, VISIBLE[:, order], TARGETS), out)
+    check_close(model(source[:, order], action, GRID, VISIBLE[:, order], TARGETS), out)
     assert (model(source[:, order], action, GRID, VISIBLE, TARGETS) - out).abs().max() > 1e-2
 
 
@@ -175,7 +175,7 @@ def test_against_a_token_by_token_reference(make, layout, conditioning):
             x = block(x, model.embed_action(action[b : b + 1])) if conditioning == "adaln" else block(x)
         read = range(5, 8) if layout == "append" else targets
         expected = torch.stack([model.project_out(model.norm(x[0, t])) for t in read])
-        close(out[b], expected)
+        check_close(out[b], expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -195,7 +195,7 @@ def test_adaln_without_modulation_equals_a_plain_run(make, layout):
     assert unexpected == []
     source, action = inputs(tokens=5)
     arguments = (source, action, GRID, VISIBLE, TARGETS)
-    close(adaln(*arguments), plain(*arguments))
+    check_close(adaln(*arguments), plain(*arguments))
 
 
 def test_adaln_block_by_hand(make):
@@ -203,7 +203,7 @@ def test_adaln_block_by_hand(make):
     x, condition = torch.randn(2, 6, 32), torch.randn(2, 32)
     scale1, shift1, gate1, scale2, shift2, gate2 = block.modulation(condition)[:, None].split(32, dim=-1)
     y = x + (1 + gate1) * block.attn(block.norm1(x) * (1 + scale1) + shift1)
-    close(block(x, condition), y + (1 + gate2) * block.mlp(block.norm2(y) * (1 + scale2) + shift2))
+    check_close(block(x, condition), y + (1 + gate2) * block.mlp(block.norm2(y) * (1 + scale2) + shift2))
 
 
 def test_feature_mixer_is_the_papers(make):
@@ -214,7 +214,7 @@ def test_feature_mixer_is_the_papers(make):
     x = tokens = torch.randn(2, 7, 32 + 14)
     for layer, (weight, bias) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
         x = (x if layer == 0 else x.clamp_min(0)) @ weight.T + bias
-    close(model.mix(tokens), x)
+    check_close(model.mix(tokens), x)
 
 
 def test_size_of_the_papers_18_384():
@@ -254,6 +254,6 @@ def test_other_grids_rescale_positions(make, layout, grid):
     model.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     assert model(source, action, grid).shape == (2, n, WIDTH)
     table = sincos_positions(model.config.width, grid, model.train_grid, torch.empty(0))
-    close(seen[0][:, :n], model.project_in(source) + table)
+    check_close(seen[0][:, :n], model.project_in(source) + table)
     if layout == "append":
-        close(seen[0][:, n:], (model.mask_token + table).expand(2, -1, -1))
+        check_close(seen[0][:, n:], (model.mask_token + table).expand(2, -1, -1))

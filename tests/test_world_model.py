@@ -44,7 +44,7 @@ def model(make):
     return make()
 
 
-def close(actual, expected, atol=2e-5):
+def check_close(actual, expected, atol=2e-5):
     torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
@@ -74,28 +74,28 @@ def test_encode_is_the_encoder_on_preprocessed_pixels(model, tmp_path):
         expected = model.encoder(pixels)
     for image in (photo, tmp_path / "photo.png", str(tmp_path / "photo.png"), np.array(photo), pixels):
         latent = model.encode(image)
-        close(latent.tokens, expected)
+        check_close(latent.tokens, expected)
         assert (latent.grid, latent.space) == ((4, 4), model.space)
 
 
 def test_encodings_are_normalised(model):
     tokens = model.encode(torch.rand(2, 3, 32, 32)).tokens
-    close(tokens.mean(-1), torch.zeros(2, 16))
-    close(tokens.var(-1, correction=0), torch.ones(2, 16), atol=1e-3)
+    check_close(tokens.mean(-1), torch.zeros(2, 16))
+    check_close(tokens.var(-1, correction=0), torch.ones(2, 16), atol=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
 def test_the_batch_size_changes_nothing(model, batch_size):
     images = torch.rand(5, 3, 32, 32)
     each = [model.encode(image) for image in images]
-    close(model.encode(images, batch_size).tokens, torch.cat([one.tokens for one in each]))
-    close(model.embed(images, batch_size), torch.cat([one.tokens.mean(1) for one in each]))
+    check_close(model.encode(images, batch_size).tokens, torch.cat([one.tokens for one in each]))
+    check_close(model.embed(images, batch_size), torch.cat([one.tokens.mean(1) for one in each]))
 
 
 @pytest.mark.parametrize("progress", [False, True])
 def test_embed_is_the_mean_of_encode(model, progress):
     images = list(torch.rand(3, 3, 32, 32))
-    close(model.embed(images, 2, progress), model.encode(images, 2, progress).mean())
+    check_close(model.embed(images, 2, progress), model.encode(images, 2, progress).mean())
 
 
 def test_embed_streams_and_keeps_only_pooled_tokens(model):
@@ -134,7 +134,7 @@ def test_apply_action_is_the_normalised_prediction(make, layout):
     with torch.no_grad():
         raw = model.predictor(latent.tokens, vectors, (4, 4))
     assert (raw - normalized(raw)).abs().max() > 0.1
-    close(moved.tokens, normalized(raw))
+    check_close(moved.tokens, normalized(raw))
     assert (moved.grid, moved.space) == (latent.grid, latent.space)
 
 
@@ -150,7 +150,7 @@ def test_many_actions_equal_one_at_a_time(model, monkeypatch, most):
         moved = model.apply_action(source, actions)
         assert max(sizes) <= most
         assert sum(sizes) == len(moved) == 5
-        close(moved.tokens, torch.cat([model.apply_action(z, a).tokens for z, a in pairs]))
+        check_close(moved.tokens, torch.cat([model.apply_action(z, a).tokens for z, a in pairs]))
 
     check(latent[2], ACTIONS, [(latent[2], action) for action in ACTIONS])
     check(latent, ACTIONS, zip(latent, ACTIONS, strict=True))
@@ -188,12 +188,12 @@ def test_predict_encodes_and_acts(model):
 
 def test_predictions_are_normalised_and_can_be_acted_on_again(model):
     moved = model.predict(torch.rand(2, 3, 32, 32), OTHER)
-    close(moved.tokens.mean(-1), torch.zeros(2, 16))
-    close(moved.tokens.var(-1, correction=0), torch.ones(2, 16), atol=1e-3)
+    check_close(moved.tokens.mean(-1), torch.zeros(2, 16))
+    check_close(moved.tokens.var(-1, correction=0), torch.ones(2, 16), atol=1e-3)
     twice = model.apply_action(moved, OTHER.inverse())
     with torch.no_grad():
         vectors = torch.tensor([pair_vector(OTHER.inverse())] * 2)
-        close(twice.tokens, normalized(model.predictor(moved.tokens, vectors, (4, 4))))
+        check_close(twice.tokens, normalized(model.predictor(moved.tokens, vectors, (4, 4))))
     assert len(Latent.cat([moved, twice])) == 4
 
 
@@ -228,12 +228,12 @@ def test_gradients_reach_the_photometry_through_the_predictor(make, conditioning
         with torch.no_grad():
             slope = (score(params + step) - score(params - step)) / 2e-5
         assert abs(slope) > 1e-3
-        close(gradient[0, 1, column], slope, atol=1e-5)
+        check_close(gradient[0, 1, column], slope, atol=1e-5)
 
 
 def test_action_vectors_are_the_models_own(make):
     params = torch.tensor([[action.source.params, action.target.params] for action in ACTIONS])
-    close(make().encode_photometry(params), torch.tensor([pair_vector(action) for action in ACTIONS]))
+    check_close(make().encode_photometry(params), torch.tensor([pair_vector(action) for action in ACTIONS]))
     assert make(encoding="difference").encode_photometry(params).shape == (5, 10)
     assert make().to(torch.bfloat16).encode_photometry(params).dtype == torch.bfloat16
 
@@ -306,7 +306,7 @@ def test_latents_of_another_space_are_refused(make):
 def test_an_action_blind_model_ignores_the_action(make):
     model = make(conditioning="none")
     moved = model.apply_action(model.encode(torch.rand(3, 32, 32)), ACTIONS)
-    close(moved.tokens, moved.tokens[:1].expand(5, -1, -1))
+    check_close(moved.tokens, moved.tokens[:1].expand(5, -1, -1))
 
 
 def test_a_model_made_in_inference_mode_works(tiny_config):

@@ -93,6 +93,7 @@ def knn(
     val_y = torch.tensor([index[label] for label in val_labels])
 
     def accuracy(of: WorldModel) -> float:
+        """Share of validation images that `of` classifies right."""
         train_z = of.embed(train_images, batch_size, progress).float().cpu()
         val_z = of.embed(val_images, batch_size, progress).float().cpu()
         return float((vote(train_z, train_y, val_z, k, len(classes)) == val_y).double().mean())

@@ -52,6 +52,7 @@ def pretrain(
         prefer_plain_attention(task)
 
     def export(done: int, seconds: float) -> None:
+        """Write the model folder, with the recipe and where the weights come from."""
         recipe = json.loads(to_json(config))
         del recipe["model"]
         described = config.model.replace(

@@ -1,24 +1,10 @@
 """A folder of small photographs, and a model that trains on them in a second."""
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from iwm.config import ActionConfig, EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig
 from iwm.pretraining.config import PretrainConfig
 from iwm.training.config import DataConfig
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory):
-    """Twelve JPEGs of smooth random colours in two subfolders."""
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(12):
-        coarse = np.random.default_rng(i).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        path = folder / f"class{i % 2}" / f"{i}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(coarse).resize((50, 40), Image.Resampling.BICUBIC).save(path, quality=90)
-    return folder
 
 
 @pytest.fixture(scope="session")
