@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from iwm.world_model import WorldModel
 
-dependencies = ["torch", "timm", "safetensors", "pydantic", "PIL", "numpy"]
+dependencies = ["torch", "timm", "safetensors", "pydantic", "PIL", "numpy", "huggingface_hub"]
 
 __all__ = ["dependencies", "load"]
 

@@ -29,9 +29,6 @@ ImageT = TypeVar("ImageT")
 SampleKey = tuple[int, int]
 """(epoch, index of the sample): with the seed, all that a random draw depends on."""
 
-VECTOR_SIZE: dict[ActionEncoding, int] = {"pair": 14, "difference": 10}
-"""Length A of an action vector, by encoding."""
-
 _MIN_FACTOR = 0.05
 _HUE_SCALE = 5.0
 _BLUR_SCALE = 0.5

@@ -6,14 +6,15 @@ Weights are stored as float16. No file holds code: safetensors and JSON alone.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from iwm.config import WorldModelConfig
@@ -22,7 +23,12 @@ from iwm.errors import IncompatibleWeightsError, InvalidConfigError, SaveError, 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 STUDENT_FILE = "student.safetensors"
+RECEIPT_FILE = Path(".iwm") / "receipt.json"
+"""In a folder of downloaded files: what they must be. See `iwm.integrity`."""
 MAX_CONFIG_BYTES = 1 << 20
+
+_FLOATS = ("F16", "BF16", "F32", "F64")
+_PIECE = 1 << 24
 
 
 @contextlib.contextmanager
@@ -72,6 +78,7 @@ def save_model(
     folder: Path, config: WorldModelConfig, model: nn.Module, student: nn.Module | None = None
 ) -> None:
     """Write a model folder; the config comes last, so that a folder that has one is whole."""
+    (folder / RECEIPT_FILE).unlink(missing_ok=True)  # It speaks of what was downloaded here.
     write_tensors(folder / WEIGHTS_FILE, _half(model.state_dict()))
     if student is not None:
         write_tensors(folder / STUDENT_FILE, _half(student.state_dict()))
@@ -109,25 +116,49 @@ def read_config(folder: Path) -> WorldModelConfig:
         raise InvalidConfigError(f"{path}: {error}") from error
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
+def max_weight_bytes(config: WorldModelConfig) -> int:
+    """The largest weights file that can belong to a config: float64, and a header."""
+    return 8 * config.parameters + (1 << 20)
+
+
+def load_weights(path: Path, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Fill `module` from a safetensors file: every tensor of both, by name and shape.
 
-    The module may be on the meta device; its tensors become those of the file, in float16.
+    Names, shapes and types are checked in the file's header, before a tensor is read. The module
+    may be on the meta device. Tensors are cast as they are read, some at a time: a file that is
+    mapped as a whole would count twice in memory.
 
     Raises:
         WeightsUnavailableError: no such file.
-        IncompatibleWeightsError: not a safetensors file, or tensors missing, unexpected, or of
-            another shape.
+        IncompatibleWeightsError: not a safetensors file, or tensors missing, unexpected, of
+            another shape, or not of floating point.
     """
+    expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
     try:
-        stored = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            stored = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+        problems = _misfits(stored, expected)
+        if problems:
+            raise IncompatibleWeightsError(
+                f"{path} does not fit the model its config describes: {'; '.join(problems[:5])}. "
+                "Take config.json and the weights from the same checkpoint."
+            )
+        tensors: dict[str, Tensor] = {}
+        for names in _pieces(expected):
+            with safe_open(path, framework="pt") as file:
+                for name in names:
+                    tensors[name] = file.get_tensor(name).to(dtype, copy=True)
     except FileNotFoundError as error:
         raise WeightsUnavailableError(
             f"No weights at {path}. Copy the whole folder, or save it again."
         ) from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise IncompatibleWeightsError(f"{path} is not a readable safetensors file: {error}") from error
-    expected = module.state_dict()
+    module.load_state_dict(tensors, strict=True, assign=True)
+
+
+def _misfits(stored: dict[str, tuple[list[int], str]], expected: dict[str, list[int]]) -> list[str]:
     problems = []
     for words, names in (
         ("missing", expected.keys() - stored.keys()),
@@ -136,17 +167,25 @@ def load_weights(path: Path, module: nn.Module) -> None:
         if names:
             problems.append(f"{len(names)} {words} ({_some(sorted(names))})")
     for name in sorted(expected.keys() & stored.keys()):
-        ours, theirs = list(expected[name].shape), list(stored[name].shape)
-        if ours != theirs:
-            problems.append(f"{name} has shape {theirs}, expected {ours}")
-        elif not stored[name].is_floating_point():
-            problems.append(f"{name} holds {stored[name].dtype}, expected floating point")
-    if problems:
-        raise IncompatibleWeightsError(
-            f"{path} does not fit the model its config describes: {'; '.join(problems[:5])}. "
-            "Take config.json and the weights from the same checkpoint."
-        )
-    module.load_state_dict(stored, strict=True, assign=True)
+        shape, kind = stored[name]
+        if shape != expected[name]:
+            problems.append(f"{name} has shape {shape}, expected {expected[name]}")
+        elif kind not in _FLOATS:
+            problems.append(f"{name} holds {kind}, expected one of {', '.join(_FLOATS)}")
+    return problems
+
+
+def _pieces(shapes: dict[str, list[int]]) -> Iterator[list[str]]:
+    """Names in runs of about `_PIECE` values."""
+    piece: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        piece.append(name)
+        size += math.prod(shape)
+        if size >= _PIECE:
+            yield piece
+            piece, size = [], 0
+    yield piece
 
 
 def _some(names: list[str]) -> str:

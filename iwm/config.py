@@ -8,6 +8,7 @@ training configurations contain it, never the reverse.
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
@@ -22,6 +23,15 @@ Conditioning = Literal["feature", "adaln", "none"]
 ActionEncoding = Literal["pair", "difference"]
 Json = dict[str, Any]
 ConfigT = TypeVar("ConfigT")
+
+VECTOR_SIZE: dict[ActionEncoding, int] = {"pair": 14, "difference": 10}
+"""Length A of an action vector, by encoding."""
+
+MAX_PARAMETERS = 10_000_000_000
+"""Of a whole model: a config that asks for more is a mistake or an attack."""
+MAX_DEPTH = 1024
+MAX_GRID = 256
+"""Patches along one side of an image."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -58,8 +68,8 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_size", "image_size"):
-            value = getattr(self, name)
-            require(1 <= value <= 16384, f"encoder.{name} is {value}; it must be 1 to 16384.")
+            value, limit = getattr(self, name), MAX_DEPTH if name == "depth" else 16384
+            require(1 <= value <= limit, f"encoder.{name} is {value}; it must be 1 to {limit}.")
         require(0 < self.mlp_ratio <= 16, f"encoder.mlp_ratio is {self.mlp_ratio}; use 0 to 16.")
         require(
             self.width % 4 == 0 and self.width % self.heads == 0,
@@ -69,6 +79,9 @@ class EncoderConfig:
             self.image_size % self.patch_size == 0,
             f"encoder.image_size {self.image_size} is not divisible by patch_size "
             f"{self.patch_size}; use {self.image_size // self.patch_size * self.patch_size or self.patch_size}.",
+        )
+        require(
+            self.grid <= MAX_GRID, f"encoder.image_size makes {self.grid} patches a side; use {MAX_GRID}."
         )
 
     @property
@@ -101,8 +114,8 @@ class PredictorConfig:
         require_choice("predictor.layout", self.layout, Layout)
         require_choice("predictor.conditioning", self.conditioning, Conditioning)
         for name in ("width", "depth"):
-            value = getattr(self, name)
-            require(1 <= value <= 16384, f"predictor.{name} is {value}; it must be 1 to 16384.")
+            value, limit = getattr(self, name), MAX_DEPTH if name == "depth" else 16384
+            require(1 <= value <= limit, f"predictor.{name} is {value}; it must be 1 to {limit}.")
         require(self.width % 4 == 0, f"predictor.width {self.width} must be divisible by 4.")
         require(0 < self.mlp_ratio <= 16, f"predictor.mlp_ratio is {self.mlp_ratio}; use 0 to 16.")
 
@@ -230,6 +243,14 @@ class WorldModelConfig:
             "Update the library: pip install --upgrade iwm",
         )
         require(
+            re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", self.name, re.ASCII) is not None,
+            f"name is {self.name!r}; use letters, digits, dots and dashes: it must not be a path.",
+        )
+        require(
+            self.license.isprintable() and len(self.license) <= 1000,
+            f"license is {self.license[:80]!r}; use one line of text.",
+        )
+        require(
             self.predictor.width % self.encoder.heads == 0,
             f"predictor.width {self.predictor.width} must be divisible by encoder.heads "
             f"({self.encoder.heads}): both use the same number of heads.",
@@ -239,6 +260,22 @@ class WorldModelConfig:
             f"preprocess.size {self.preprocess.size} is not divisible by encoder.patch_size "
             f"({self.encoder.patch_size}).",
         )
+        side = self.preprocess.size // self.encoder.patch_size
+        require(side <= MAX_GRID, f"preprocess.size makes {side} patches a side; use {MAX_GRID} at most.")
+        require(
+            self.parameters <= MAX_PARAMETERS,
+            f"The config asks for {self.parameters:,} parameters; {MAX_PARAMETERS:,} are allowed.",
+        )
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Parameters of the encoder and of the predictor, counted without building them."""
+        return _count_encoder(self.encoder), _count_predictor(self)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of encoder and predictor together; heads have their own."""
+        return sum(self.counts)
 
     def replace(self, **changes: Any) -> "WorldModelConfig":
         """A copy with some fields changed."""
@@ -271,6 +308,30 @@ class WorldModelConfig:
                 "Update the library: pip install --upgrade iwm",
             )
         return from_dict(cls, data)
+
+
+def _count_encoder(e: EncoderConfig) -> int:
+    return e.depth * _block(e.width, e.mlp_ratio) + 3 * e.patch_size**2 * e.width + e.width
+
+
+def _count_predictor(config: WorldModelConfig) -> int:
+    p, width = config.predictor, config.predictor.width
+    action = VECTOR_SIZE[config.actions.encoding]
+    total = 2 * config.encoder.width * width + width + config.encoder.width  # Linear in and out.
+    total += width + 2 * width  # Mask token, final norm.
+    block = _block(width, p.mlp_ratio)
+    if p.conditioning == "feature":
+        total += (width + action) * width + 2 * width**2 + 3 * width
+    elif p.conditioning == "adaln":
+        total += action * width + width**2 + 2 * width
+        block += 6 * width**2 + 6 * width - 4 * width  # Modulation; its norms have no weights.
+    return total + p.depth * block
+
+
+def _block(width: int, mlp_ratio: float) -> int:
+    """Attention, MLP and two norms."""
+    hidden = int(width * mlp_ratio)
+    return 4 * width**2 + 4 * width + 2 * width * hidden + hidden + width + 4 * width
 
 
 def to_json(config: Any) -> str:

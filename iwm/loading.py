@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from iwm.checkpoint import read_config
+from iwm.checkpoint import CONFIG_FILE, STUDENT_FILE, WEIGHTS_FILE, read_config
 from iwm.config import WorldModelConfig
 from iwm.device import resolve_device
 from iwm.errors import (
@@ -20,11 +20,13 @@ from iwm.errors import (
     WeightsUnavailableError,
     nearest,
 )
+from iwm.hub import Fetched, RepoName, copy_files, fetch, local_files, verified_folder
+from iwm.hub_client import HubOptions
+from iwm.integrity import Verify, check_verify
 from iwm.world_model import WorldModel
-from iwm.zoo import DEFAULT, ZOO, find_entry
+from iwm.zoo import DEFAULT, ZOO, HubFiles
 
 Branch = Literal["teacher", "student"]
-_HUB_NAME = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -52,28 +54,38 @@ def load(
     local_files_only: bool = False,
     token: str | None = None,
     backend: Literal["torch"] = "torch",
+    verify: Verify = "once",
 ) -> WorldModel:
     """Load a world model in eval mode.
 
     Args:
-        name: a zoo name (see `list_models`) or a folder that `save_pretrained` or training
-            wrote.
-        pretrained: False builds the named architecture with random weights.
+        name: a zoo name (see `list_models`); a folder that `save_pretrained`, `iwm download` or
+            training wrote; or `"org/name"`, `"org/name@revision"` on the Hugging Face Hub, with
+            `hf-hub:` before it where a folder has the same name.
+        pretrained: False builds the architecture of a zoo name or folder with random weights.
         task: a task head to load with it.
         device: where to put it; `auto` is CUDA where there is one.
         dtype: of the weights; None is float32.
         branch: `teacher`, the encoder inference uses by default, or `student`, the
             gradient-trained one, where the checkpoint has it.
-        revision, cache_dir, local_files_only, token: for models on the Hugging Face Hub, which
-            this version does not fetch yet. Embedded entries and folders need no network.
+        revision: commit, branch or tag on the Hub. A full commit is loaded from the cache
+            without a request. None is the pinned commit of a zoo name, or the main branch.
+        cache_dir: the Hub's cache; None is its default place (see `HF_HOME`).
+        local_files_only: make no request; `HF_HUB_OFFLINE=1` says the same.
+        token: of the Hub; None is `HF_TOKEN`, or what `hf auth login` stored.
         backend: what runs the model; `torch` is the only one yet.
+        verify: fetched files are compared with their published hashes; `once` hashes a file when
+            it has come or changed since it was last hashed, `always` at every load.
 
     Raises:
-        UnknownModelError: no such name or folder; the nearest names are in the message.
-        WeightsUnavailableError: the name is known, but nobody has published its weights.
+        UnknownModelError: no such name, folder, repository or revision; near names are given.
+        WeightsUnavailableError: the name is known, but its weights cannot be had: nobody has
+            published them, or the Hub cannot give them now; the message says which.
+        IntegrityError: a fetched file is not, byte for byte, what was published. It has been
+            removed from the cache.
         UnknownTaskError: no such task.
-        InvalidConfigError: the folder's config, the device or the backend cannot be used.
-        IncompatibleWeightsError: the folder's weights do not fit its config.
+        InvalidConfigError: the config, the device, the backend or an option cannot be used.
+        IncompatibleWeightsError: the weights do not fit the config.
     """
     name = name if isinstance(name, str) else os.path.abspath(name)  # A path is never a zoo name.
     if backend != "torch":
@@ -84,43 +96,113 @@ def load(
         raise UnknownTaskError(f'"{name}" has no task "{task}": no heads are published yet. Leave task out.')
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InvalidConfigError(f"dtype is {dtype!r}; use torch.float32, torch.float16 or torch.bfloat16.")
+    check_verify(verify)
+    options = HubOptions(cache_dir=cache_dir, local_files_only=local_files_only, token=token, verify=verify)
     target = resolve_device(device)
     if not pretrained:
-        model = WorldModel(_architecture(name))
+        model = WorldModel(read_architecture(name, revision, options))
         return model.to(device=target, dtype=dtype or torch.float32)
-    folder = find_folder(name)
-    if revision is not None:
-        raise UnknownModelError(f'"{name}" is not on the Hub and has no revisions; leave revision out.')
-    return WorldModel.from_pretrained(folder, device=target, dtype=dtype, branch=branch)
+    names = [CONFIG_FILE, WEIGHTS_FILE] + ([STUDENT_FILE] if branch == "student" else [])
+    folder = find_folder(name, names, revision, options)
+    return WorldModel.from_pretrained(folder, device=target, dtype=dtype, branch=branch, verify=verify)
 
 
-def _architecture(name: str) -> WorldModelConfig:
-    return read_config(Path(name)) if name not in ZOO and os.path.isdir(name) else find_entry(name).config
-
-
-def find_folder(name: str) -> Path:
-    """Where the files of a name are.
+def read_architecture(
+    name: str, revision: str | None = None, options: HubOptions | None = None
+) -> WorldModelConfig:
+    """The config of a name, folder or repository; a repository's is fetched alone.
 
     Raises:
-        UnknownModelError: no such name or folder.
-        WeightsUnavailableError: the name is known, but its weights are not here.
+        UnknownModelError: no such name, folder or repository.
     """
-    if name in ZOO:
-        entry = ZOO[name]
-        if entry.weights == "embedded":
-            return entry.folder
-        raise WeightsUnavailableError(
-            f'Nobody has published weights for "{name}" yet (recipe only). Train them with '
-            f'`{entry.recipe_command}` and load the result with iwm.load("DIR"), or build it with '
-            "random weights: pretrained=False."
+    entry = ZOO.get(name)
+    if entry and not entry.embedded:
+        return entry.config
+    return read_config(find_folder(name, [CONFIG_FILE], revision, options))
+
+
+def find_folder(
+    name: str,
+    names: Collection[str] = (CONFIG_FILE, WEIGHTS_FILE),
+    revision: str | None = None,
+    options: HubOptions | None = None,
+) -> Path:
+    """Where the files of a name are, verified as far as they were fetched.
+
+    Args:
+        name: zoo name, folder or repository.
+        names: files that are needed.
+        revision: on the Hub.
+        options: how to use the Hub and its cache.
+
+    Raises:
+        UnknownModelError: no such name, folder, repository or revision.
+        WeightsUnavailableError: the name is known, but its weights cannot be had.
+        IntegrityError: a fetched file is not what was published.
+    """
+    options = options or HubOptions()
+    entry = ZOO.get(name)
+    if entry is None:
+        if RepoName.parse(name) is None and not os.path.exists(name):
+            raise UnknownModelError(
+                f'No model, folder or repository is called "{name}".{nearest(name, ZOO)} See `iwm list`.'
+            )
+        return verified_folder(name, names, revision, options)
+    if entry.hub is not None:
+        return fetch_entry(entry.hub, names, revision, options).folder
+    if revision is not None:
+        raise UnknownModelError(f'"{name}" is not on the Hub and has no revisions; leave revision out.')
+    if entry.embedded:
+        return entry.folder
+    raise WeightsUnavailableError(
+        f'Nobody has published weights for "{name}" yet (recipe only). Train them with '
+        f'`{entry.recipe_command}` and load the result with iwm.load("DIR"), or build it with '
+        "random weights: pretrained=False."
+    )
+
+
+def download(name: str, to: Path | None = None, options: HubOptions | None = None) -> Path:
+    """Bring all files of a model here and verify them, for use without a network.
+
+    Args:
+        name: zoo name or repository.
+        to: folder to copy them to, which `load` takes; None leaves them in the Hub's cache,
+            where `load` finds them by the same name.
+        options: how to use the Hub and its cache.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        UnknownModelError: no such name or repository.
+        WeightsUnavailableError: nobody has published its weights, or the Hub cannot give them.
+        IntegrityError: a file is not what was published.
+        SaveError: `to` cannot be written, or holds another model.
+    """
+    options = options or HubOptions()
+    check_verify(options.verify)
+    entry = ZOO.get(name)
+    parsed = RepoName.parse(name)
+    if entry and entry.hub:
+        fetched = fetch_entry(entry.hub, None, None, options)
+    elif entry:
+        fetched = local_files(find_folder(name), name)
+    elif parsed:
+        fetched = fetch(parsed.repo, parsed.revision, options=options)
+    else:
+        raise UnknownModelError(
+            f'No model or repository is called "{name}".{nearest(name, ZOO)} See `iwm list`.'
         )
-    if name and os.path.isdir(name):
-        return Path(name)
-    if os.path.isfile(name):
-        raise UnknownModelError(f"{name} is a file; name the folder that holds config.json and the weights.")
-    if _HUB_NAME.fullmatch(name) and not name.startswith("."):
-        raise WeightsUnavailableError(
-            f'"{name}" is no folder here, and this version of iwm does not fetch from the Hugging Face '
-            "Hub yet. Download its files into a folder and load that."
-        )
-    raise UnknownModelError(f'No model or folder is called "{name}".{nearest(name, ZOO)} See `iwm list`.')
+    if to is None:
+        return fetched.folder
+    copy_files(fetched, to)
+    return to
+
+
+def fetch_entry(
+    hub: HubFiles, names: Collection[str] | None, revision: str | None, options: HubOptions
+) -> Fetched:
+    """Files of a published entry: the pinned ones, or those of a revision the user asks for."""
+    if revision is None or revision == hub.revision:
+        return fetch(hub.repo, hub.revision, sha256=hub.sha256, names=names, options=options)
+    return fetch(hub.repo, revision, names=names, options=options)

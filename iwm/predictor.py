@@ -20,8 +20,7 @@ from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from iwm.actions import VECTOR_SIZE
-from iwm.config import WorldModelConfig
+from iwm.config import VECTOR_SIZE, WorldModelConfig
 from iwm.encoder import NORM_EPS, BlockNorm, sincos_positions, take_tokens
 
 

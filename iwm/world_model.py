@@ -9,22 +9,39 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from iwm.actions import Action, encode_photometry, stack_actions
-from iwm.checkpoint import STUDENT_FILE, WEIGHTS_FILE, load_weights, read_config, save_model
+from iwm.checkpoint import (
+    CONFIG_FILE,
+    STUDENT_FILE,
+    WEIGHTS_FILE,
+    load_weights,
+    read_config,
+    save_model,
+)
 from iwm.config import WorldModelConfig
 from iwm.device import resolve_device
 from iwm.encoder import Encoder, normalize_tokens
 from iwm.errors import IncompatibleLatentError, InvalidActionError, WeightsUnavailableError
+from iwm.hub import verified_folder
+from iwm.hub_client import HubOptions
 from iwm.images import ImageLike, Images, Preprocess, batched, count, iterate
+from iwm.integrity import Verify
 from iwm.latent import Latent
 from iwm.predictor import Predictor
+
+if TYPE_CHECKING:
+    from iwm.publishing import Published
+
+_LOSSLESS = (torch.float16, torch.float32, torch.float64)
+"""What stored weights can be cast to without losing what the fingerprint is made of."""
 
 ACTION_BATCH = 256
 """Predictions made at a time: bounds the memory of acting many times on one latent."""
@@ -160,7 +177,7 @@ class WorldModel(nn.Module):
         """Fingerprint of the encoder: latents of one space may be mixed.
 
         Of its weights in float16, as they are stored, its sizes and its pixel normalisation. A
-        model that is moved or cast afterwards keeps it; one whose weights change does not.
+        model that is moved or cast keeps it; one whose weights change does not.
         """
         key = self._encoder_state()
         if self._space is None or self._space[0] != key:
@@ -178,11 +195,14 @@ class WorldModel(nn.Module):
         return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.encoder.parameters())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast, keeping the fingerprint where it is known."""
-        known = self._space if self._space and self._space[0] == self._encoder_state() else None
+        """Move or cast, keeping the fingerprint; it is taken first where bits of it would be lost."""
+        weight = self._like
+        known = self._space[1] if self._space and self._space[0] == self._encoder_state() else None
+        if known is None and not weight.is_meta and fn(weight.detach()[:1, :1]).dtype not in _LOSSLESS:
+            known = self.space
         moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if known:
-            self._space = (self._encoder_state(), known[1])
+            self._space = (self._encoder_state(), known)
         return moved  # type: ignore[no-any-return]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -193,6 +213,32 @@ class WorldModel(nn.Module):
         """
         save_model(Path(folder), self.config, self)
 
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, message: str | None = None
+    ) -> Published:
+        """Publish on the Hugging Face Hub: weights, config and a model card written from the config.
+
+        Prints the finished zoo entry, ready to paste.
+
+        Args:
+            repo_id: `org/name`; it is made if it does not exist.
+            private: whether a new repository is private.
+            token: of the Hub, with permission to write; None is the stored one.
+            message: of the commit.
+
+        Raises:
+            UnknownModelError: no such organisation.
+            WeightsUnavailableError: the Hub cannot be reached, or refuses.
+            IntegrityError: what the Hub holds afterwards is not what was sent.
+        """
+        from iwm.publishing import push
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            published = push(Path(folder), repo_id, private=private, token=token, message=message)
+        print(published)
+        return published
+
     @classmethod
     def from_pretrained(
         cls,
@@ -201,25 +247,38 @@ class WorldModel(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         branch: Literal["teacher", "student"] = "teacher",
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | None = None,
+        verify: Verify = "once",
     ) -> WorldModel:
-        """Load a model folder, strictly; `iwm.load` takes zoo names too.
+        """Load a model folder or a repository of the Hub, strictly; `iwm.load` takes zoo names too.
+
+        Args are those of `iwm.load`.
 
         Raises:
-            WeightsUnavailableError: no such folder, or files missing from it.
+            UnknownModelError: no such folder, repository or revision.
+            WeightsUnavailableError: files missing, or the Hub cannot give them.
+            IntegrityError: a fetched file is not what was published.
             InvalidConfigError: its config, or the device, cannot be used.
             IncompatibleWeightsError: its weights do not fit its config.
         """
-        folder = Path(path_or_repo)
+        names = [CONFIG_FILE, WEIGHTS_FILE] + ([STUDENT_FILE] if branch == "student" else [])
+        options = HubOptions(
+            cache_dir=cache_dir, local_files_only=local_files_only, token=token, verify=verify
+        )
+        folder = verified_folder(path_or_repo, names, revision, options)
         config = read_config(folder)
+        kind = dtype or torch.float32
         with torch.device("meta"):
             model = cls(config)
-        load_weights(folder / WEIGHTS_FILE, model)
+        load_weights(folder / WEIGHTS_FILE, model, kind if kind in _LOSSLESS else torch.float32)
         if branch == "student":
             if not (folder / STUDENT_FILE).is_file():
                 raise WeightsUnavailableError(f'{folder} holds no {STUDENT_FILE}; use branch="teacher".')
-            load_weights(folder / STUDENT_FILE, model.encoder)
-        _ = model.space  # Before a cast that would change it.
-        return model.to(device=resolve_device(device), dtype=dtype or torch.float32).eval()
+            load_weights(folder / STUDENT_FILE, model.encoder, model._like.dtype)
+        return model.to(device=resolve_device(device), dtype=kind).eval()
 
     @property
     def _like(self) -> Tensor:

@@ -6,6 +6,7 @@ Names follow the paper's IWM_{X,Y}^Z: X the predictor's depth, Y its width, Z it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,23 +29,47 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubFiles:
+    """Published files, pinned: nothing else is ever loaded by the entry's name.
+
+    Attributes:
+        repo: `org/name` on the Hugging Face Hub.
+        revision: full commit, 40 hexadecimal digits.
+        sha256: of every file, by name.
+    """
+
+    repo: str
+    revision: str
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ZooEntry:
     """A named model.
 
     Attributes:
         config: its architecture and how it is trained; a checkpoint's own config says more.
-        weights: `embedded` in the package, or `recipe only`: not published by anyone yet.
         summary: one line for a person.
+        hub: where its weights are published, if they are.
+        embedded: whether its weights are inside the package.
     """
 
     config: WorldModelConfig
-    weights: Literal["embedded", "recipe only"]
     summary: str
+    hub: HubFiles | None = None
+    embedded: bool = False
 
     @property
     def name(self) -> str:
         """What `iwm.load` and `--recipe` call it."""
         return self.config.name
+
+    @property
+    def weights(self) -> Literal["embedded", "hub", "recipe only"]:
+        """Where its weights are; `recipe only` says that nobody has published any."""
+        if self.embedded:
+            return "embedded"
+        return "hub" if self.hub else "recipe only"
 
     @property
     def folder(self) -> Path:
@@ -74,26 +99,25 @@ def _paper(
         actions=ActionConfig(distribution=STRENGTHS[strength]),
         license=_UNPUBLISHED,
     )
-    return ZooEntry(config=config, weights="recipe only", summary=summary)
+    return ZooEntry(config=config, summary=summary)
 
 
-def _tiny(
-    name: str, conditioning: Conditioning, weights: Literal["embedded", "recipe only"], summary: str
-) -> ZooEntry:
+def _tiny(name: str, conditioning: Conditioning, summary: str, embedded: bool = False) -> ZooEntry:
+    """Ours: `inplace` layout, symmetric, small enough for the package."""
     config = WorldModelConfig(
         name=name,
         encoder=EncoderConfig(width=256, depth=6, heads=4, image_size=128),
         predictor=PredictorConfig(width=192, depth=5, layout="inplace", conditioning=conditioning),
         actions=ActionConfig(encoding="pair", distribution=STRENGTHS["strong"], symmetric=True),
         preprocess=PreprocessConfig(size=128, resize=128),
-        license=_RESEARCH if weights == "embedded" else _UNPUBLISHED,
+        license=_RESEARCH if embedded else _UNPUBLISHED,
     )
-    return ZooEntry(config=config, weights=weights, summary=summary)
+    return ZooEntry(config=config, summary=summary, embedded=embedded)
 
 
 _ENTRIES = (
-    _tiny("iwm-tiny", "adaln", "embedded", "small equivariant world model, inside the package"),
-    _tiny("iwm-tiny-inv", "none", "recipe only", "its invariant twin: the same, without actions"),
+    _tiny("iwm-tiny", "adaln", "small equivariant world model, inside the package", embedded=True),
+    _tiny("iwm-tiny-inv", "none", "its invariant twin: the same, without actions"),
     _paper("iwm-equi-18-384", _VIT_B, 18, 384, "the paper's main model, ViT-B/16 [table 4]"),
     _paper("iwm-equi-12-384", _VIT_B, 12, 384, "equivariant by strong jitter, ViT-B/16 [table S1]", "strong"),
     _paper("iwm-inv-12-384", _VIT_B, 12, 384, "the paper's invariant model, ViT-B/16 [table 4]"),

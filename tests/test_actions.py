@@ -12,14 +12,13 @@ from PIL import Image
 
 from iwm.actions import (
     CLEAN,
-    VECTOR_SIZE,
     Action,
     Photometry,
     draw_photometry,
     encode_photometry,
     stack_actions,
 )
-from iwm.config import STRENGTHS, PhotometryDistribution
+from iwm.config import STRENGTHS, VECTOR_SIZE, PhotometryDistribution
 from iwm.errors import InvalidActionError, InvalidImageError
 from iwm.photometry import FIELDS, IDENTITY
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -127,10 +128,18 @@ def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
 
 def _record_folder(model: str) -> Path:
     """Where `--record` writes; found out before the long work."""
-    from iwm.checkpoint import CONFIG_FILE, read_config
+    from iwm.checkpoint import CONFIG_FILE, RECEIPT_FILE, read_config
+    from iwm.errors import SaveError
+    from iwm.hub import RepoName
     from iwm.loading import find_folder
+    from iwm.zoo import ZOO
 
+    published = model in ZOO and ZOO[model].hub
+    if published or (RepoName.parse(model) and not os.path.isdir(model)):
+        raise SaveError(f"{model} is published; --record writes to a model folder of your own.")
     folder = find_folder(model)
+    if (folder / RECEIPT_FILE).exists():
+        raise SaveError(f"{folder} holds downloaded files, which must stay as they are; copy them first.")
     read_config(folder)
     check_output(folder / CONFIG_FILE)
     return folder

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from iwm import __version__
-from iwm.cli import demo, encode, evaluate, models, pretrain, search
+from iwm.cli import demo, download, encode, evaluate, models, pretrain, push, search
 from iwm.errors import IWMError
 
 app = typer.Typer(
@@ -52,6 +52,7 @@ def _add(target: typer.Typer, name: str, function: object, example: str, **setti
 
 _add(app, "list", models.list_command, "iwm list '*equi*'")
 _add(app, "info", models.info_command, "iwm info iwm-tiny")
+_add(app, "download", download.download_command, "iwm download org/name --to models/name")
 _add(app, "encode", encode.encode_command, "iwm encode photos/ --out latents.safetensors")
 _add(
     app,
@@ -67,6 +68,7 @@ _add(
 )  # fmt: skip
 _add(evaluations, "mrr", evaluate.mrr_command, "iwm eval mrr --data photos/ --images 20 --protocol undo")
 _add(evaluations, "knn", evaluate.knn_command, "iwm eval knn --train imagenette/train --val imagenette/val")
+_add(app, "push", push.push_command, "iwm push run/ org/name --private")
 app.add_typer(evaluations, name="eval")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,14 +12,6 @@ from iwm.cli.options import AsJson, console, print_json
 if TYPE_CHECKING:
     from iwm.config import WorldModelConfig
     from iwm.zoo import ZooEntry
-
-_CITATION = """@article{garrido2024iwm,
-  title   = {Learning and Leveraging World Models in Visual Representation Learning},
-  author  = {Garrido, Quentin and Assran, Mahmoud and Ballas, Nicolas and Bardes, Adrien and
-             Najman, Laurent and LeCun, Yann},
-  journal = {arXiv:2403.00504},
-  year    = {2024}
-}"""
 
 
 def list_command(
@@ -53,18 +45,17 @@ def list_command(
 
 
 def info_command(
-    name: Annotated[str, typer.Argument(help="Zoo name or model folder.")] = "iwm-tiny",
+    name: Annotated[str, typer.Argument(help="Zoo name, model folder, or org/name on the Hub.")] = "iwm-tiny",
     as_json: AsJson = False,
 ) -> None:
     """Show everything known about one model: sizes, recipe, provenance, metrics, licence."""
-    from pathlib import Path
-
-    from iwm.checkpoint import read_config
     from iwm.config import to_json
-    from iwm.zoo import ZOO, find_entry
+    from iwm.loading import read_architecture
+    from iwm.model_card import CITATION
+    from iwm.zoo import ZOO
 
-    entry = None if name not in ZOO and os.path.isdir(name) else find_entry(name)
-    config = read_config(Path(name)) if entry is None else _config(entry)
+    entry = ZOO.get(name)
+    config = _config(entry) if entry else read_architecture(name)
     if as_json:
         import json
 
@@ -72,28 +63,42 @@ def info_command(
         return
     counts = {part: _millions(count) for part, count in _parameters(config).items()}
     e, p = config.encoder, config.predictor
-    console.print(f"{config.name}: {entry.summary}" if entry else f"{config.name}, in {name}", style="bold")
+    _say(f"{config.name}: {entry.summary}" if entry else f"{config.name}, in {name}", style="bold")
     lines = {
         "encoder": f"ViT {e.width} x {e.depth}, patch {e.patch_size}, {counts['encoder']} parameters",
         "world model": f"{p.width} x {p.depth}, {p.layout}, {p.conditioning}, "
         f"{counts['predictor']} parameters",
         "input": f"{config.preprocess.size} px (shorter side to {config.preprocess.resize}, centre crop)",
         "actions": f"{config.actions.encoding}, {'symmetric' if config.actions.symmetric else 'targets have jitter only'}",
-        "weights": entry.weights if entry else "in this folder",
+        "weights": _place(entry) if entry else f"in {name}",
         "licence": config.license,
     }
-    for key, value in lines.items():
-        console.print(f"  {key:12} {value}")
+    _say_pairs(lines)
     for title, values in (("provenance", _provenance(config)), ("metrics", _headlines(config.metrics))):
         if values:
-            console.print(title, style="bold")
-            for key, value in values.items():
-                console.print(f"  {key:12} {value}")
-    if entry:
-        console.print("train it", style="bold")
-        console.print(f"  {config.recipe.get('command') or entry.recipe_command}")
-    console.print("cite", style="bold")
-    console.print(_CITATION)
+            _say(title, style="bold")
+            _say_pairs(values)
+    command = config.recipe.get("command") or (entry.recipe_command if entry else None)
+    if command:
+        _say("train it", style="bold")
+        _say(f"  {command}")
+    _say("cite", style="bold")
+    _say(CITATION)
+
+
+def _say(text: str, style: str | None = None) -> None:
+    """Print lines; a stranger's config may hold bytes that a terminal would obey."""
+    console.print("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text), style=style)
+
+
+def _say_pairs(values: dict[str, str]) -> None:
+    width = max(12, *map(len, values))
+    for key, value in values.items():
+        _say(f"  {key:{width}} {value}")
+
+
+def _place(entry: ZooEntry) -> str:
+    return f"hub: {entry.hub.repo}@{entry.hub.revision}" if entry.hub else entry.weights
 
 
 def _summary(entry: ZooEntry) -> dict[str, Any]:
@@ -110,23 +115,24 @@ def _summary(entry: ZooEntry) -> dict[str, Any]:
 
 
 def _config(entry: ZooEntry) -> WorldModelConfig:
-    """What the checkpoint says where there is one, else the table."""
-    from iwm.checkpoint import read_config
+    """What the checkpoint says where it is here, else the table."""
+    from iwm.checkpoint import CONFIG_FILE, read_config
+    from iwm.errors import IWMError
+    from iwm.hub_client import HubOptions
+    from iwm.loading import fetch_entry, read_architecture
 
-    return read_config(entry.folder) if entry.weights == "embedded" else entry.config
+    if entry.embedded:
+        return read_architecture(entry.name)
+    if entry.hub is not None:
+        with contextlib.suppress(IWMError):  # Not in the cache: listing makes no request.
+            fetched = fetch_entry(entry.hub, [CONFIG_FILE], None, HubOptions(local_files_only=True))
+            return read_config(fetched.folder)
+    return entry.config
 
 
 def _parameters(config: WorldModelConfig) -> dict[str, int]:
-    import torch
-
-    from iwm.world_model import WorldModel
-
-    with torch.device("meta"):
-        model = WorldModel(config)
-    return {
-        "encoder": sum(p.numel() for p in model.encoder.parameters()),
-        "predictor": sum(p.numel() for p in model.predictor.parameters()),
-    }
+    encoder, predictor = config.counts
+    return {"encoder": encoder, "predictor": predictor}
 
 
 def _millions(count: int) -> str:
@@ -144,23 +150,19 @@ def _provenance(config: WorldModelConfig) -> dict[str, str]:
 
 def _headlines(metrics: dict[str, Any]) -> dict[str, str]:
     """One line a metric: its headline number and the command that gives it."""
-    lines = {}
-    for name, value in metrics.items():
-        score = _score(value)
-        lines[name] = str(value) if score is None else f"{score:.3f}  {value.get('command', '')}"
-    return lines
+    from iwm.model_card import scores
+
+    measured = scores(metrics)
+    return {
+        name: f"{measured[name][1]:.3f}  {value.get('command', '')}" if name in measured else str(value)
+        for name, value in metrics.items()
+    }
 
 
 def _headline(metrics: dict[str, Any]) -> float | None:
     """apply-MRR at the standard size: of the full distribution where it was measured, else of jitter."""
+    from iwm.model_card import scores
+
+    measured = scores(metrics)
     names = (f"apply-mrr-{drawn}-100x256" for drawn in ("full", "jitter"))
-    return next((score for name in names if (score := _score(metrics.get(name))) is not None), None)
-
-
-def _score(metric: Any) -> float | None:
-    """The headline number of a recorded metric; configs may hold any JSON."""
-    if not isinstance(metric, dict):
-        return None
-    overall = metric.get("overall")
-    score = overall.get("mrr") if isinstance(overall, dict) else metric.get("accuracy")
-    return score if isinstance(score, float) else None
+    return next((measured[name][1] for name in names if name in measured), None)

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from iwm.bank import Bank
     from iwm.world_model import WorldModel
 
-ModelName = Annotated[str, typer.Option("--model", "-m", help="Zoo name or model folder.")]
+ModelName = Annotated[
+    str, typer.Option("--model", "-m", help="Zoo name, model folder, or org/name on the Hub.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+Token = Annotated[
+    str | None, typer.Option(help="Of the Hub; default HF_TOKEN, or what `hf auth login` stored.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 
 console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -132,13 +132,13 @@ def test_what_is_missing_is_named(command, words, missing):
 
 def test_an_error_in_a_fresh_process_is_one_line_and_exit_status_1(fresh):
     assert fresh("info", "iwm-tinny").error == (
-        'Error: No model is called "iwm-tinny". Did you mean "iwm-tiny" or "iwm-tiny-inv"? See `iwm list`.\n'
+        'Error: No model, folder or repository is called "iwm-tinny". Did you mean "iwm-tiny" or "iwm-tiny-inv"? See `iwm list`.\n'
     )
 
 
 @pytest.mark.parametrize("name", ["[bold]x[/y]", "br[/x]", ":cat:", "a word " * 20])
 def test_an_error_shows_names_as_they_are(command, name):
-    assert f'No model is called "{name}".' in command("info", name).error
+    assert f'No model, folder or repository is called "{name}".' in command("info", name).error
 
 
 @pytest.mark.parametrize("words", [["encode", "PHOTOS", "--out", "OUT"], ["eval", "mrr", "--data", "PHOTOS"]])

@@ -188,4 +188,4 @@ def test_info_shows_whatever_json_a_config_holds(command, model_folder, tmp_path
 
 
 def test_info_of_a_name_too_long_for_a_file(command):
-    assert "No model is called" in command("info", "a" * 300).error
+    assert "No model, folder or repository is called" in command("info", "a" * 300).error

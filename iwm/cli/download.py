@@ -1,0 +1,38 @@
+"""`iwm download`: bring models here, to be used without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iwm.cli.options import Token, console
+
+
+def download_command(
+    names: Annotated[list[str], typer.Argument(help="Zoo names, or org/name[@revision] on the Hub.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the model (a folder in it for each of several).")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="The Hub's cache, where not the default one.")
+    ] = None,
+    token: Token = None,
+    verify: Annotated[
+        str, typer.Option(help="once; or always, to hash again what has not changed.")
+    ] = "once",
+) -> None:
+    """Download models and verify every file; afterwards they load without a network."""
+    import re
+
+    from iwm.hub_client import HubOptions
+    from iwm.loading import download
+
+    options = HubOptions(cache_dir=cache_dir, token=token, verify=verify)  # type: ignore[arg-type]
+    for name in names:
+        short = re.split("[/@]", name.partition("@")[0])[-1]
+        target = to / short if to and len(names) > 1 else to
+        folder = download(name, target, options)
+        place = str(target) if target else name
+        console.print(f'{name}: verified, in {folder}. Load it: iwm.load("{place}")')

@@ -1,0 +1,160 @@
+"""The model card of a checkpoint, written from its config: nothing in it was typed by hand.
+
+The front matter is what the Hugging Face Hub reads: licence, library, task, data, scores.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+from iwm.config import Json, WorldModelConfig
+
+_PAPER = "https://arxiv.org/abs/2403.00504"
+_SPLITS = ("train", "val", "valid", "validation", "test", "images")
+_LICENSES = (
+    "apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0", "openrail",
+)  # fmt: skip
+
+CITATION = """@article{garrido2024iwm,
+  title   = {Learning and Leveraging World Models in Visual Representation Learning},
+  author  = {Garrido, Quentin and Assran, Mahmoud and Ballas, Nicolas and Bardes, Adrien and
+             Najman, Laurent and LeCun, Yann},
+  journal = {arXiv:2403.00504},
+  year    = {2024}
+}"""
+
+
+def write_card(config: WorldModelConfig, repo_id: str) -> str:
+    """The text of `README.md` for a repository of the Hub.
+
+    Args:
+        config: of the checkpoint; scores, data and licence are taken from it.
+        repo_id: `org/name`, for the example and the title.
+    """
+    return f"---\n{_front_matter(config, repo_id)}\n---\n\n{_body(config, repo_id)}"
+
+
+def scores(metrics: Json) -> dict[str, tuple[str, float]]:
+    """Headline number of every recorded metric that has one: name to (kind of score, value)."""
+    found = {}
+    for name, metric in metrics.items():
+        if not isinstance(metric, dict):
+            continue
+        overall = metric.get("overall")
+        kind, value = (
+            ("mrr", overall.get("mrr")) if isinstance(overall, dict) else ("accuracy", metric.get("accuracy"))
+        )
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = (kind, float(value))
+    return found
+
+
+def datasets(provenance: Json) -> list[str]:
+    """Names of the data folders, without where they lay on somebody's disk, and without splits."""
+    folders = provenance.get("data")
+    if not isinstance(folders, list):
+        return []
+    names = []
+    for folder in folders:
+        parts = PurePosixPath(str(folder.get("folder", "")) if isinstance(folder, dict) else "").parts
+        while parts and parts[-1].lower() in _SPLITS:
+            parts = parts[:-1]
+        name = re.sub(r"[^\w.-]", "", parts[-1]) if parts else ""
+        if name and name not in names:
+            names.append(name)
+    return names
+
+
+def _front_matter(config: WorldModelConfig, repo_id: str) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    known = config.license.lower() in _LICENSES
+    results = [
+        EvalResult(
+            task_type="image-feature-extraction", dataset_type=_dataset_of(name, config), metric_type=kind,
+            dataset_name=_dataset_of(name, config), metric_name=name, metric_value=round(value, 4),
+        )
+        for name, (kind, value) in scores(config.metrics).items()
+    ]  # fmt: skip
+    card = ModelCardData(
+        license=config.license.lower() if known else "other",
+        license_name=None
+        if known
+        else (re.sub(r"[^a-z0-9]+", "-", config.license.lower()).strip("-") or "unspecified"),
+        library_name="iwm",
+        pipeline_tag="image-feature-extraction",
+        tags=["world-model", "jepa", "self-supervised", "arxiv:2403.00504"],
+        datasets=datasets(config.provenance) or None,
+        model_name=repo_id.rpartition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+    return card.to_yaml().strip()
+
+
+def _dataset_of(name: str, config: WorldModelConfig) -> str:
+    """What a metric was measured on, by its command's data folder, else by its own name."""
+    command = str(config.metrics[name].get("command", "")).split()
+    for option in ("--data", "--val"):
+        if option in command[:-1]:
+            named = datasets({"data": [{"folder": command[command.index(option) + 1]}]})
+            if named:
+                return named[0]
+    return name
+
+
+def _body(config: WorldModelConfig, repo_id: str) -> str:
+    e, p = config.encoder, config.predictor
+    strength = config.actions.distribution
+    lines = [
+        f"# {repo_id.rpartition('/')[2]}",
+        "",
+        f"An Image World Model ([arXiv 2403.00504]({_PAPER})) for the `iwm` library: an encoder and a world",
+        "model that applies photometric actions to its latents.",
+        "",
+        "```python",
+        "import iwm",
+        "",
+        f'model = iwm.load("{repo_id}")',
+        'latent = model.encode("photo.jpg")',
+        "moved = model.apply_action(latent, iwm.Action(brightness=1.4))",
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| encoder | ViT {e.width} x {e.depth}, {e.heads} heads, patch {e.patch_size} |",
+        f"| world model | {p.width} x {p.depth}, layout `{p.layout}`, conditioning `{p.conditioning}` |",
+        f"| parameters | {config.parameters:,} |",
+        f"| input | {config.preprocess.size} x {config.preprocess.size} pixels, shorter side resized to {config.preprocess.resize} |",
+        f"| actions | encoded as `{config.actions.encoding}`; "
+        f"{'targets had grayscale, blur and solarize too' if config.actions.symmetric else 'targets had jitter alone'} |",
+        f"| trained range | brightness, contrast, saturation, hue up to {strength.brightness}, {strength.contrast}, "
+        f"{strength.saturation}, {strength.hue} from neutral |",
+        f"| licence of the weights | {config.license} |",
+        "",
+    ]
+    measured = scores(config.metrics)
+    if measured:
+        lines += ["## Scores", "", "| metric | value | command |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {kind} {value:.3f} | `{config.metrics[name].get('command', 'not recorded')}` |"
+            for name, (kind, value) in measured.items()
+        ]
+        lines.append("")
+    lines += _training(config)
+    lines += ["## Citation", "", "```bibtex", CITATION, "```", ""]
+    return "\n".join(lines)
+
+
+def _training(config: WorldModelConfig) -> list[str]:
+    lines = []
+    names = datasets(config.provenance)
+    if names:
+        lines.append(f"- data: {', '.join(names)}")
+    facts: dict[str, Any] = {key: value for key, value in config.provenance.items() if key != "data"}
+    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items()]
+    if not lines:
+        return ["Nothing is recorded about its training.", ""]
+    return ["## Training", "", *lines, "", "Every setting stands in `config.json`.", ""]
