@@ -1,11 +1,23 @@
-"""A fixed seed and a small configuration, shared by all tests."""
+"""A fixed seed, a small configuration and a Hub on loopback, shared by all tests."""
 
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+
+# Before the Hub's client is imported, which reads these once. No test reaches a user's cache or token.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="iwm-tests-hub-")
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
+    os.environ.pop(_name, None)
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from loopback_hub import LoopbackHub
 
 from iwm.config import (
     ActionConfig,
@@ -52,3 +64,15 @@ def photos(tmp_path_factory):
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(coarse).resize((50, 40), Image.Resampling.BICUBIC).save(path, quality=90)
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[LoopbackHub]:
+    """A Hub of this test alone, at `HF_ENDPOINT`; the token `hf_good` may do everything."""
+    from huggingface_hub import close_session
+
+    with LoopbackHub() as server:
+        server.tokens.add("hf_good")
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+        close_session()
