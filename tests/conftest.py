@@ -4,20 +4,11 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 
-# Before the Hub's client is imported, which reads these once. No test reaches a user's cache or token.
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="iwm-tests-hub-")
-os.environ["HF_HUB_DISABLE_XET"] = "1"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
-    os.environ.pop(_name, None)
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from loopback_hub import LoopbackHub
+from PIL import Image
 
 from iwm.config import (
     ActionConfig,
@@ -29,6 +20,14 @@ from iwm.config import (
     PreprocessConfig,
     WorldModelConfig,
 )
+
+# Before the Hub's client is imported, which reads these once. No test reaches a user's cache or token.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="iwm-tests-hub-")
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
+    os.environ.pop(_name, None)
 
 
 def _tiny_config(

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from iwm.config import VECTOR_SIZE
-from iwm.config import Conditioning, Layout, WorldModelConfig
+from iwm.config import VECTOR_SIZE, Conditioning, Layout, WorldModelConfig
 from iwm.encoder import Encoder, sincos_positions
 from iwm.predictor import Predictor
 
