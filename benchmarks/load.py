@@ -168,7 +168,9 @@ def main() -> None:
         print(json.dumps(rows, indent=2))
         return
     print(f"{platform.machine()}, {os.cpu_count()} CPUs; medians of {options.rounds} rounds\n")
-    print("| | file | whole process | imports alone | per GB of file | per GB, less imports | peak memory | peak / (weights + imports) |")
+    print(
+        "| | file | whole process | imports alone | per GB of file | per GB, less imports | peak memory | peak / (weights + imports) |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         print(

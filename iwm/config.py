@@ -19,7 +19,7 @@ FORMAT = 1
 """Version of `config.json` that this library writes; it reads this one and older ones."""
 
 Layout = Literal["append", "inplace"]
-Conditioning = Literal["feature", "adaln", "none"]
+Conditioning = Literal["feature", "sequence", "adaln", "none"]
 ActionEncoding = Literal["pair", "difference"]
 Json = dict[str, Any]
 ConfigT = TypeVar("ConfigT")
@@ -99,8 +99,9 @@ class PredictorConfig:
         depth: number of blocks (the paper's X).
         layout: `append` puts one mask token per target position behind the context (the
             paper's); `inplace` keeps one token per position of the grid.
-        conditioning: how the action enters: `feature` (the paper's default, section 4.2),
-            `adaln` (scale, shift and gate of every block), or `none`.
+        conditioning: how the action enters [section 4.2]: `feature` (the paper's default),
+            `sequence` (the paper's other one: a token for every component), `adaln` (ours: scale,
+            shift and gate of every block), or `none`.
         mlp_ratio: hidden width of the MLPs over `width`.
     """
 
@@ -322,6 +323,8 @@ def _count_predictor(config: WorldModelConfig) -> int:
     block = _block(width, p.mlp_ratio)
     if p.conditioning == "feature":
         total += (width + action) * width + 2 * width**2 + 3 * width
+    elif p.conditioning == "sequence":
+        total += 2 * action * width
     elif p.conditioning == "adaln":
         total += action * width + width**2 + 2 * width
         block += 6 * width**2 + 6 * width - 4 * width  # Modulation; its norms have no weights.

@@ -5,11 +5,12 @@ one mask token per target position, and the output is read at the mask tokens. `
 one token per position of the grid; visible positions carry the projected source token, the
 others the mask token; the output is read everywhere.
 
-Three ways in for the action [section 4.2]. `feature`, the paper's default: tokens are
-concatenated with the action vector and mixed by a three-layer MLP with ReLU (in `append` the
-mask tokens, in `inplace` all tokens, as without masks there is no other place). `adaln`, after
-diffusion transformers: the action scales, shifts and gates every block. `none`: not at all,
-which makes the world model invariant by construction.
+Ways in for the action [section 4.2]. `feature`, the paper's default: tokens are concatenated
+with the action vector and mixed by a three-layer MLP with ReLU (in `append` the mask tokens, in
+`inplace` all tokens, as without masks there is no other place). `sequence`, the paper's other
+one: one more token for every component of the vector, each through a linear layer of its own.
+`adaln`, after diffusion transformers: the action scales, shifts and gates every block. `none`:
+not at all, which makes the world model invariant by construction.
 
 Shape legend: B batch, N patches of the grid, V visible, T targets, D encoder width, P
 predictor width, A action vector.
@@ -39,6 +40,7 @@ class Predictor(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.mix = _mixer(width + action_size, width) if conditioning == "feature" else None
         self.embed_action = _action_mlp(action_size, width) if conditioning == "adaln" else None
+        self.action_tokens = ActionTokens(action_size, width) if conditioning == "sequence" else None
         self.blocks = nn.ModuleList(
             AdaLNBlock(width, heads, self.config.mlp_ratio)
             if conditioning == "adaln"
@@ -72,9 +74,8 @@ class Predictor(nn.Module):
         positions_NP = sincos_positions(self.config.width, grid, self.train_grid, weight)
         context = self.project_in(source)
         condition = None if self.embed_action is None else self.embed_action(action)
-        if self.config.layout == "append":
-            return self._append(context, action, condition, positions_NP, visible, targets)
-        return self._inplace(context, action, condition, positions_NP, visible, targets)
+        layout = self._append if self.config.layout == "append" else self._inplace
+        return layout(context, action, condition, positions_NP, visible, targets)
 
     def _append(
         self,
@@ -93,7 +94,7 @@ class Predictor(nn.Module):
             ),
             dim=1,
         )
-        x = self._run(x, condition_BP)[:, context_BVP.shape[1] :]
+        x = self._run(x, action_BA, condition_BP)[:, context_BVP.shape[1] :]
         return self._project_out(x)
 
     def _inplace(
@@ -112,7 +113,7 @@ class Predictor(nn.Module):
             index = visible.unsqueeze(-1).expand(-1, -1, x.shape[-1])
             x = x.scatter(1, index, context_BVP)
         x = self._mix(x + positions_NP, action_BA)
-        x = self._run(x, condition_BP)
+        x = self._run(x, action_BA, condition_BP)
         if targets is not None:
             x = take_tokens(x, targets)
         return self._project_out(x)
@@ -125,14 +126,31 @@ class Predictor(nn.Module):
         mixed: Tensor = self.mix(torch.cat((tokens_BTP, spread), dim=-1))
         return mixed
 
-    def _run(self, x: Tensor, condition_BP: Tensor | None) -> Tensor:
+    def _run(self, x: Tensor, action_BA: Tensor, condition_BP: Tensor | None) -> Tensor:
+        """The blocks; action tokens come after all others and are dropped again."""
+        length = x.shape[1]
+        if self.action_tokens is not None:
+            x = torch.cat((x, self.action_tokens(action_BA).to(x.dtype)), dim=1)
         for block in self.blocks:
             x = block(x) if condition_BP is None else block(x, condition_BP)
-        return x
+        return x[:, :length]
 
     def _project_out(self, x: Tensor) -> Tensor:
         out: Tensor = self.project_out(self.norm(x))
         return out
+
+
+class ActionTokens(nn.Module):
+    """One token for every component of the action, each by a linear layer of its own [section 4.2]."""
+
+    def __init__(self, action_size: int, width: int) -> None:
+        super().__init__()
+        self.components = nn.ModuleList(nn.Linear(1, width) for _ in range(action_size))
+
+    def forward(self, action_BA: Tensor) -> Tensor:
+        """`[B, A]` to `[B, A, P]`."""
+        parts = action_BA.unsqueeze(-1).unbind(1)
+        return torch.stack([layer(part) for layer, part in zip(self.components, parts, strict=True)], dim=1)
 
 
 class AdaLNBlock(nn.Module):

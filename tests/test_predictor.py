@@ -169,7 +169,11 @@ def test_against_a_token_by_token_reference(make, layout, conditioning):
     out = model(source, action, GRID, VISIBLE, TARGETS)
     for b in range(2):
         visible, targets = VISIBLE[b].tolist(), TARGETS[b].tolist()
-        x = torch.stack(plain_tokens(model, source[b], action[b], visible, targets))[None]
+        tokens = plain_tokens(model, source[b], action[b], visible, targets)
+        if conditioning == "sequence":  # The paper's other way: one token a component [section 4.2].
+            layers = zip(model.action_tokens.components, action[b], strict=True)
+            tokens += [layer.weight[:, 0] * value + layer.bias for layer, value in layers]
+        x = torch.stack(tokens)[None]
         for block in model.blocks:
             x = block(x, model.embed_action(action[b : b + 1])) if conditioning == "adaln" else block(x)
         read = range(5, 8) if layout == "append" else targets

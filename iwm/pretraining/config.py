@@ -40,16 +40,19 @@ class PretrainConfig(RunConfig):
     Attributes:
         model: what is trained.
         masks: block masks of the source.
+        clean: share of pairs with an untouched source, and of pairs with an untouched target (ours).
         ema: the teacher's momentum at the first step; it rises linearly to 1.
     """
 
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
+    clean: float = 0.0
     ema: float = 0.996
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.ema <= 1, f"ema is {self.ema}; it must be 0 to 1.")
+        require(0 <= self.clean <= 0.5, f"clean is {self.clean}; it must be 0 to 0.5.")
         require(
             self.model.preprocess.size == self.model.encoder.image_size,
             f"model.preprocess.size is {self.model.preprocess.size} and model.encoder.image_size "

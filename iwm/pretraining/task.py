@@ -51,7 +51,7 @@ class PretrainTask(nn.Module):
         config = self.config
         seed = config.seed
         with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
-            views = make_views(crops, config.model.actions, seed=seed, keys=keys)
+            views = make_views(crops, config.model.actions, seed=seed, keys=keys, clean=config.clean)
             action = encode_photometry(views.params, config.model.actions.encoding)
         grid = self.student.grid_of(crops)
         masks = draw_masks(config.masks, grid, seed=seed, step=step, keys=keys)

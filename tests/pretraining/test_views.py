@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from iwm.config import ActionConfig, PhotometryDistribution
-from iwm.photometry import transform
+from iwm.photometry import IDENTITY, transform
 from iwm.pretraining.views import make_views
 
 EVERYTHING = PhotometryDistribution(
@@ -104,3 +104,20 @@ def test_views_replay_for_any_split_of_the_batch():
             torch.testing.assert_close(joined, getattr(whole, name), rtol=0, atol=1e-6)
     assert len(whole.params.flatten(1).unique(dim=0)) == 9
     assert not torch.equal(make_views(crops, config, seed=6, keys=keys).params, whole.params)
+
+
+def test_a_share_of_clean_sources_and_as_large_a_share_of_clean_targets():
+    crops, config = _crops(900, 2), ActionConfig(distribution=EVERYTHING, symmetric=True)
+    keys = [(0, i) for i in range(900)]
+    plain = make_views(crops, config, seed=0, keys=keys)
+    views = make_views(crops, config, seed=0, keys=keys, clean=0.3)
+    clean = (views.params == torch.tensor(IDENTITY)).all(dim=-1)
+    changed = (views.params != plain.params).any(dim=-1)
+    for view, pixels in enumerate((views.source, views.target)):
+        assert 0.25 < clean[:, view].float().mean() < 0.36
+        assert torch.equal(pixels[clean[:, view]], crops[clean[:, view]].float() / 255)
+    # Drawn apart from everything else, and never both on purpose.
+    assert not (changed[:, 0] & changed[:, 1]).any()
+    assert torch.equal(views.params[~changed.any(dim=1)], plain.params[~changed.any(dim=1)])
+    one = make_views(crops[7:8], config, seed=0, keys=keys[7:8], clean=0.3)
+    assert torch.equal(one.params[0], views.params[7])
