@@ -29,6 +29,7 @@ ImageT = TypeVar("ImageT")
 SampleKey = tuple[int, int]
 """(epoch, index of the sample): with the seed, all that a random draw depends on."""
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIN_FACTOR = 0.05
 _HUE_SCALE = 5.0
 _BLUR_SCALE = 0.5
@@ -312,11 +313,28 @@ def draw_photometry(
 
 
 def uniforms(seed: int, keys: Sequence[SampleKey], *, stream: int, count: int) -> Tensor:
-    """Independent uniforms in [0, 1), `[n, count]` float64, keyed by (seed, epoch, index, stream)."""
+    """Independent uniforms in [0, 1), `[n, count]` float64, keyed by (seed, epoch, index, stream).
+
+    A counter-based generator, all samples at once: the SplitMix64 finaliser (Steele, Lea and
+    Flood, 2014) chained over the key and then over the columns.
+    """
     import torch
 
-    rows = [np.random.default_rng((seed, *key, stream)).random(count) for key in keys]
-    return torch.from_numpy(np.stack(rows) if rows else np.zeros((0, count)))
+    epochs_indices = np.array(keys, dtype=np.uint64).reshape(-1, 2)
+    state = np.full(len(epochs_indices), seed, dtype=np.uint64)
+    for word in (*epochs_indices.T, np.uint64(stream)):
+        state = _mixed(_mixed(state) + word)
+    columns = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    bits = _mixed(state[:, None] + columns)
+    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53)
+
+
+def _mixed(z: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """The finaliser of SplitMix64, on 64-bit words that wrap around."""
+    z = z + _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def _described(photometry: Photometry) -> list[str]:

@@ -8,12 +8,13 @@ trimmed or extended by the few random patches still needed.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iwm.actions import SampleKey
+from iwm.actions import SampleKey, uniforms
 from iwm.pretraining.config import MaskConfig
 
 _STEP_STREAM = 2
@@ -39,19 +40,18 @@ def draw_masks(
     step_rng = np.random.default_rng((seed, step, 0, _STEP_STREAM))
     if step_rng.random() < config.unmasked:
         return None
-    height, width = grid
-    count = height * width
-    sizes = [_block_size(config, grid, step_rng) for _ in range(config.blocks)]
-    kept = int(count - _union(sizes, grid, step_rng).sum())
+    count = grid[0] * grid[1]
+    sizes = np.array([_block_size(config, grid, step_rng) for _ in range(config.blocks)])
+    reference = torch.from_numpy(step_rng.random((1, 1, config.blocks, 2)))
+    kept = count - int(_unions(sizes, grid, reference).sum())
     kept = min(max(kept, 1), count - 1)
-    order_keys = np.empty((len(keys), count))
-    for row, key in enumerate(keys):
-        rng = np.random.default_rng((seed, *key, _MASK_STREAM))
-        unions = [_union(sizes, grid, rng) for _ in range(_PLACEMENTS)]
-        nearest = min(unions, key=lambda union: abs(count - kept - int(union.sum())))
-        # Visible patches sort before masked ones, in random order within each.
-        order_keys[row] = nearest.reshape(-1) + rng.random(count)
-    order = torch.from_numpy(np.argsort(order_keys, axis=1))
+    corners = _PLACEMENTS * config.blocks * 2
+    u = uniforms(seed, keys, stream=_MASK_STREAM, count=corners + count)
+    unions = _unions(sizes, grid, u[:, :corners].view(-1, _PLACEMENTS, config.blocks, 2))
+    nearest = (unions.sum(dim=2) - (count - kept)).abs().argmin(dim=1)
+    masked = unions[torch.arange(len(u)), nearest]
+    # Visible patches sort before masked ones, in random order within each.
+    order = (masked + u[:, corners:]).argsort(dim=1)
     return order[:, :kept].sort(dim=1).values, order[:, kept:].sort(dim=1).values
 
 
@@ -64,12 +64,20 @@ def _block_size(config: MaskConfig, grid: tuple[int, int], rng: np.random.Genera
     return tall, wide
 
 
-def _union(
-    sizes: list[tuple[int, int]], grid: tuple[int, int], rng: np.random.Generator
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]":
-    masked = np.zeros(grid, dtype=np.bool_)
-    for tall, wide in sizes:
-        top = rng.integers(grid[0] - tall + 1)
-        left = rng.integers(grid[1] - wide + 1)
-        masked[top : top + tall, left : left + wide] = True
-    return masked
+def _unions(sizes: np.ndarray[Any, Any], grid: tuple[int, int], corners: Tensor) -> Tensor:
+    """Unions of blocks, `[B, P, N]` bool.
+
+    Args:
+        sizes: height and width of every block, `[K, 2]`.
+        grid: patches along height and width.
+        corners: uniforms `[B, P, K, 2]`: where the top left corner of every block falls among
+            the places it can have.
+    """
+    spans = []
+    for axis in (0, 1):
+        size = torch.from_numpy(sizes[:, axis])
+        first = (corners[..., axis] * (grid[axis] - size + 1)).floor().unsqueeze(-1)
+        positions = torch.arange(grid[axis])
+        spans.append((positions >= first) & (positions < first + size.unsqueeze(-1)))
+    rows, columns = spans
+    return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).any(dim=2).flatten(2)
