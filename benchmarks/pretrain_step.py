@@ -34,8 +34,8 @@ def main() -> None:
         started = time.perf_counter()
         for step in range(steps):
             with torch.autocast("cpu", torch.bfloat16):
-                loss, _ = task.loss(crops, step, keys)
-            loss.backward()  # type: ignore[no-untyped-call]
+                loss, _ = task(crops, step, keys)
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         return steps * config.batch_size / (time.perf_counter() - started)

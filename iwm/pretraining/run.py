@@ -11,11 +11,11 @@ import torch
 
 from iwm.checkpoint import save_model
 from iwm.config import to_json
-from iwm.device import resolve_device
 from iwm.images import file_list_hash, list_images
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
 from iwm.training.data import check_readable
+from iwm.training.distributed import World, joined
 from iwm.training.loop import prefer_plain_attention, train
 from iwm.training.run_folder import RunFolder
 
@@ -35,6 +35,13 @@ def pretrain(
     Returns:
         Whether all steps are done; False after an interruption, with a checkpoint left.
     """
+    with joined(config.device) as world:
+        return _pretrain(config, data, out, resume, command, world)
+
+
+def _pretrain(
+    config: PretrainConfig, data: list[Path], out: Path, resume: bool, command: str, world: World
+) -> bool:
     by_folder = {folder: list_images(folder) for folder in data}
     paths = [path for files in by_folder.values() for path in files]
     listings = [
@@ -44,8 +51,9 @@ def pretrain(
     hashes = "".join(str(d["files_sha256"]) for d in listings)
     listing = f"{len(paths)} images (files {hashlib.sha256(hashes.encode()).hexdigest()[:12]})"
     check_readable(paths)
-    device = resolve_device(config.device)
+    device = world.device
     run = RunFolder(out, config, resume=resume)
+    world.wait()  # All have looked at the folder before one of them changes it.
     torch.manual_seed(config.seed)
     task = PretrainTask(config).to(device)
     if device.type == "cpu":
@@ -68,7 +76,7 @@ def pretrain(
         )
         save_model(out, described, task.model, task.student)
 
-    return train(task, paths, config.model.preprocess.size, config, run, export, listing)
+    return train(task, paths, config.model.preprocess.size, config, run, export, listing, world)
 
 
 def _machine(device: torch.device) -> str:

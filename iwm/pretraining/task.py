@@ -17,11 +17,12 @@ from iwm.encoder import Encoder, take_tokens
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.masks import draw_masks
 from iwm.pretraining.views import make_views
+from iwm.training.loop import Task
 from iwm.training.schedules import ema_momentum
 from iwm.world_model import WorldModel
 
 
-class PretrainTask(nn.Module):
+class PretrainTask(Task):
     """Wraps a `WorldModel`, whose encoder is the teacher, with the student that is trained."""
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -31,12 +32,16 @@ class PretrainTask(nn.Module):
         self.student = Encoder(config.model.encoder, config.model.preprocess)
         self.student.load_state_dict(self.model.encoder.state_dict())
         self.model.encoder.requires_grad_(False)
+        # Steps without masks have no place for the mask token in one layout.
+        self.may_skip_parameters = config.model.predictor.layout == "inplace"
 
     def trained(self) -> list[nn.Module]:
         """The modules that the optimiser updates."""
         return [self.student, self.model.predictor]
 
-    def loss(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, crops: Tensor, step: int, keys: Sequence[SampleKey]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one batch.
 
         Args:

@@ -79,7 +79,9 @@ class RunConfig:
 
     Attributes:
         steps: optimiser steps.
-        batch_size: images a step.
+        batch_size: images a step, over all processes.
+        accumulate: pieces in which each process works through its share of a batch; saves memory
+            and changes nothing else.
         seed: every random draw depends on it, on the epoch and on the sample alone.
         device: `auto` (CUDA where there is one), or a torch device.
         precision: `bf16` runs matrix products in bfloat16 under autocast.
@@ -89,6 +91,7 @@ class RunConfig:
 
     steps: int = 1000
     batch_size: int = 64
+    accumulate: int = 1
     seed: int = 0
     device: str = "auto"
     precision: Precision = "bf16"
@@ -98,7 +101,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; it must be at least 1.")
         require(self.seed >= 0, f"seed is {self.seed}; it must be at least 0.")

@@ -23,6 +23,7 @@ from iwm.actions import SampleKey
 from iwm.errors import InvalidDataError, InvalidImageError
 from iwm.images import open_rgb
 from iwm.training.config import RunConfig
+from iwm.training.distributed import World
 
 _CROP_STREAM = 1
 _ORDER_STREAM = 6
@@ -94,12 +95,16 @@ def random_crop(
 
 
 class StepSampler(Sampler[list[SampleKey]]):
-    """Batches of sample keys from `first_step` to the last."""
+    """Batches of sample keys from `first_step` to the last; of each, the rows of one process."""
 
-    def __init__(self, length: int, config: RunConfig, first_step: int = 0) -> None:
+    def __init__(
+        self, length: int, config: RunConfig, first_step: int = 0, rank: int = 0, size: int = 1
+    ) -> None:
         self.length = length
         self.config = config
         self.first_step = first_step
+        rows = config.batch_size // size
+        self.rows = range(rank * rows, (rank + 1) * rows)
 
     def __len__(self) -> int:
         return self.config.steps - self.first_step
@@ -109,7 +114,8 @@ class StepSampler(Sampler[list[SampleKey]]):
         size = self.config.batch_size
         for step in range(self.first_step, self.config.steps):
             batch = []
-            for position in range(step * size, (step + 1) * size):
+            for row in self.rows:
+                position = step * size + row
                 if position // self.length != epoch:
                     epoch = position // self.length
                     order = np.random.default_rng((self.config.seed, epoch, 0, _ORDER_STREAM)).permutation(
@@ -120,13 +126,17 @@ class StepSampler(Sampler[list[SampleKey]]):
 
 
 def make_loader(
-    paths: list[Path], size: int, config: RunConfig, first_step: int = 0
+    paths: list[Path], size: int, config: RunConfig, first_step: int = 0, world: World | None = None
 ) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """Loader of (crops `[B, 3, size, size]` uint8, epochs `[B]`, indices `[B]`) from `first_step` on."""
+    """Loader of (crops `[B, 3, size, size]` uint8, epochs `[B]`, indices `[B]`) from `first_step` on.
+
+    B is one process's share of the batch.
+    """
     dataset = CropDataset(paths, size, config)
+    rank, processes = (world.rank, world.size) if world else (0, 1)
     return DataLoader(
         dataset,
-        batch_sampler=StepSampler(len(paths), config, first_step),
+        batch_sampler=StepSampler(len(paths), config, first_step, rank, processes),
         num_workers=config.data.workers,
         prefetch_factor=4 if config.data.workers else None,
         pin_memory=torch.cuda.is_available(),

@@ -9,14 +9,15 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from iwm.actions import SampleKey
 from iwm.device import resolve_device
@@ -24,28 +25,37 @@ from iwm.errors import InvalidConfigError, InvalidDataError, TrainingError
 from iwm.training import schedules
 from iwm.training.config import RunConfig
 from iwm.training.data import make_loader
+from iwm.training.distributed import World
 from iwm.training.optimizer import adamw, set_schedule
 from iwm.training.progress import Progress
 from iwm.training.run_folder import RunFolder
 
 
-class Task(Protocol):
-    """What the loop trains."""
+class Task(nn.Module):
+    """What the loop trains; its forward pass is the loss."""
+
+    may_skip_parameters = False
+    """Whether some steps leave a trained parameter out of the loss."""
 
     def trained(self) -> list[nn.Module]:
         """Modules that the optimiser updates."""
+        raise NotImplementedError
 
-    def loss(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and scalars to log."""
+    def forward(
+        self, crops: Tensor, step: int, keys: Sequence[SampleKey]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and scalars to log.
+
+        Args:
+            crops: `[B, 3, S, S]` uint8.
+            step: counted over the whole run.
+            keys: (epoch, index) of each sample.
+        """
+        raise NotImplementedError
 
     def after_step(self, step: int) -> dict[str, float]:
         """What follows an optimiser step; returns scalars to log."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors to resume from."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> object:
-        """Restore them."""
+        raise NotImplementedError
 
 
 def train(
@@ -56,6 +66,7 @@ def train(
     run: RunFolder,
     export: Callable[[int, float], None],
     listing: str = "",
+    world: World | None = None,
 ) -> bool:
     """Train until `config.steps`, or until interrupted.
 
@@ -69,31 +80,41 @@ def train(
         run: where metrics and state go; a state in it is continued.
         export: called with (steps done, seconds trained so far) at every checkpoint.
         listing: names the images, so that a run is not continued on others.
+        world: the processes that train together; None is this one alone.
 
     Returns:
         Whether all steps are done.
 
     Raises:
         TrainingError: the loss or its gradient is not finite; the last checkpoint is still good.
-        InvalidConfigError: the state in the folder belongs to other images, or is further on.
+        InvalidConfigError: the state in the folder belongs to other images, or is further on, or
+            the batch cannot be shared evenly.
     """
-    trainer = _Trainer(task, config, run, export, listing)
+    world = world or World(resolve_device(config.device))
+    shares = world.size * config.accumulate
+    if config.batch_size % shares:
+        raise InvalidConfigError(
+            f"batch_size {config.batch_size} cannot be shared evenly by {world.size} processes in "
+            f"{config.accumulate} pieces each; use a multiple of {shares}."
+        )
+    trainer = _Trainer(task, config, run, export, listing, world)
     if trainer.done == config.steps:
         trainer.export_model()  # The last export may have been cut off.
-    loader = make_loader(paths, size, config, trainer.done)
+    loader = make_loader(paths, size, config, trainer.done, world)
     with (
         _stop_on_signal() as stopped,
-        Progress(config.steps, trainer.done, config.batch_size) as progress,
+        Progress(config.steps, trainer.done, config.batch_size, shown=world.is_main) as progress,
     ):
         for crops, epochs, indices in loader:
             record = trainer.step(crops, list(zip(epochs.tolist(), indices.tolist(), strict=True)))
             progress.advance(record["loss"])
             last = trainer.done == config.steps
-            if trainer.done % config.log_every == 0 or last:
+            stop = world.any(stopped())
+            if world.is_main and (trainer.done % config.log_every == 0 or last):
                 run.log(record | {"images_per_second": round(progress.images_per_second, 2)})
-            if trainer.done % config.checkpoint_every == 0 or last or stopped():
+            if trainer.done % config.checkpoint_every == 0 or last or stop:
                 trainer.checkpoint()
-            if stopped():
+            if stop:
                 break
     return trainer.done == config.steps
 
@@ -108,19 +129,29 @@ class _Trainer:
         run: RunFolder,
         export: Callable[[int, float], None],
         listing: str,
+        world: World,
     ) -> None:
         self.task = task
         self.config = config
         self.run = run
         self.export = export
-        self.device = resolve_device(config.device)
+        self.world = world
         self.optimizer = adamw(task.trained(), config.optim)
         self.listing = listing
         self.done = self.saved = 0
         self.seconds = 0.0
         if run.has_state:
             self._restore(run.load_state())
-        run.start(config, self.done)
+        self.module: nn.Module = task
+        if world.size > 1:  # Rank 0's weights go to all; gradients are averaged from here on.
+            self.module = DistributedDataParallel(
+                task,
+                device_ids=[world.device] if world.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                find_unused_parameters=task.may_skip_parameters,
+            )
+        if world.is_main:
+            run.start(config, self.done)
         self.started = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -148,13 +179,11 @@ class _Trainer:
         lr = schedules.learning_rate(step, config.steps, config.optim)
         decay = schedules.weight_decay(step, config.steps, config.optim)
         set_schedule(self.optimizer, lr, decay)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss, scalars = self.task.loss(crops.to(self.device, non_blocking=True), step, keys)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        scalars = self._backward(crops.to(self.world.device, non_blocking=True), step, keys)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip or math.inf).item()
-        value = loss.item()
+        value = scalars["loss"]
         if not (math.isfinite(value) and math.isfinite(norm)):
             good = f"The checkpoint of step {self.saved} in {self.run.path} is good."
             raise TrainingError(
@@ -164,11 +193,33 @@ class _Trainer:
         self.optimizer.step()
         after = self.task.after_step(step)
         self.done += 1
-        record = {"step": self.done, "loss": value, "lr": lr, "weight_decay": decay, "grad_norm": norm}
-        return record | {k: v.item() for k, v in scalars.items()} | after
+        return {"step": self.done, "lr": lr, "weight_decay": decay, "grad_norm": norm} | scalars | after
+
+    def _backward(self, crops: Tensor, step: int, keys: list[SampleKey]) -> dict[str, float]:
+        """Gradients of the whole batch's mean loss; the loss and scalars, over all processes."""
+        pieces = self.config.accumulate
+        rows = len(crops) // pieces
+        totals: dict[str, Tensor] = {}
+        for piece in range(pieces):
+            part = slice(piece * rows, (piece + 1) * rows)
+            # Gradients travel between processes once a step, with the last piece.
+            wait = piece < pieces - 1 and isinstance(self.module, DistributedDataParallel)
+            with self.module.no_sync() if wait else nullcontext():  # type: ignore[operator]
+                with torch.autocast(
+                    self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+                ):
+                    loss, scalars = self.module(crops[part], step, keys[part])
+                (loss / pieces).backward()
+            for name, value in ({"loss": loss.detach()} | scalars).items():
+                totals[name] = totals.get(name, 0) + value.float() / pieces
+        means = self.world.mean(torch.stack(list(totals.values())))
+        return dict(zip(totals, means.tolist(), strict=True))
 
     def checkpoint(self) -> None:
         """Save the resumable state, then the model."""
+        self.saved = self.done
+        if not self.world.is_main:
+            return
         self.run.save_state(
             {
                 "step": self.done,
@@ -178,12 +229,12 @@ class _Trainer:
                 "optimizer": self.optimizer.state_dict(),
             }
         )
-        self.saved = self.done
         self.export_model()
 
     def export_model(self) -> None:
         """Write the model as it is now."""
-        self.export(self.done, self.elapsed)
+        if self.world.is_main:
+            self.export(self.done, self.elapsed)
 
     @property
     def elapsed(self) -> float:

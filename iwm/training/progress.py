@@ -13,7 +13,8 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """A bar on a terminal; elsewhere (a log file) a line every half minute."""
 
-    def __init__(self, steps: int, first_step: int, batch_size: int) -> None:
+    def __init__(self, steps: int, first_step: int, batch_size: int, shown: bool = True) -> None:
+        self.shown = shown
         self.steps = steps
         self.done = first_step
         self.batch_size = batch_size
@@ -22,7 +23,7 @@ class Progress:
         self._bar = RichProgress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
             TextColumn("{task.fields[speed]:.0f} images/s"), TextColumn("left"), TimeRemainingColumn(),
-            console=self._console, disable=not self._console.is_terminal,
+            console=self._console, disable=not (shown and self._console.is_terminal),
         )  # fmt: skip
         self._task = self._bar.add_task("", total=steps, completed=first_step, loss=float("nan"), speed=0.0)
         self._last = time.monotonic()
@@ -48,7 +49,7 @@ class Progress:
         self._last = now
         self.done += 1
         self._bar.update(self._task, advance=1, loss=loss, speed=self.images_per_second)
-        if self._bar.disable and (now - self._last_line > 30 or self.done == self.steps):
+        if self.shown and self._bar.disable and (now - self._last_line > 30 or self.done == self.steps):
             self._last_line = now
             left = (self.steps - self.done) * self.batch_size / self.images_per_second
             self._console.print(

@@ -19,7 +19,7 @@ STATE_FILE = "state.pt"
 
 _START_AGAIN = "Start again with another --out; the model exported there so far still loads."
 
-FREE_FIELDS = frozenset({"steps", "device", "log_every", "checkpoint_every", "data.workers"})
+FREE_FIELDS = frozenset({"steps", "device", "accumulate", "log_every", "checkpoint_every", "data.workers"})
 """Fields that may differ between a run and its continuation."""
 
 
@@ -29,11 +29,11 @@ class RunFolder:
     Args:
         path: created when missing.
         config: of the run that is about to start.
-        resume: continue what the folder holds.
+        resume: there must be a run to continue, and it may be given other steps than before.
+            Without it, the same settings continue a run as well: the same command goes on.
 
     Raises:
-        InvalidDataError: the folder holds a run or a model and `resume` is false, or there is
-            nothing to resume.
+        InvalidDataError: the folder holds a model and no run, or there is nothing to resume.
         InvalidConfigError: the run in it had other settings; they are named.
     """
 
@@ -41,17 +41,13 @@ class RunFolder:
         self.path = path
         if path.exists() and not path.is_dir():
             raise InvalidDataError(f"{path} is a file; choose a folder for --out.")
-        if self.has_state and not resume:
-            raise InvalidDataError(
-                f"{path} holds a training run already. Add --resume to continue it, or choose another --out."
-            )
         begun = (path / RUN_FILE).is_file()
         if not self.has_state and not begun and (path / CONFIG_FILE).is_file():
             raise InvalidDataError(f"{path} holds a model already; choose another --out.")
         if resume and not self.has_state and not begun:
             raise InvalidDataError(f"{path} holds no run to resume; leave --resume out to start one.")
         if self.has_state:
-            self._check_same(config)
+            self._check_same(config, FREE_FIELDS if resume else FREE_FIELDS - {"steps"})
 
     @property
     def has_state(self) -> bool:
@@ -66,7 +62,7 @@ class RunFolder:
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(metrics, "".join(line for line in lines if _is_before(line, step)))
 
-    def _check_same(self, config: RunConfig) -> None:
+    def _check_same(self, config: RunConfig, free: frozenset[str]) -> None:
         try:
             before = dotted(json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
@@ -75,11 +71,12 @@ class RunFolder:
             ) from error
         now = dotted(json.loads(to_json(config)))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        changed = [k for k in changed if k not in FREE_FIELDS]
+        changed = [k for k in changed if k not in free]
         if changed:
             listed = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed[:5])
             raise InvalidConfigError(
-                f"{self.path} cannot be resumed with other settings: {listed}. Use the old ones, or another --out."
+                f"{self.path} holds a run with other settings: {listed}. Use the old ones, or another --out"
+                f"{', or --resume to change the steps' if changed == ['steps'] else ''}."
             )
 
     def log(self, record: dict[str, Any]) -> None:

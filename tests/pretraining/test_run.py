@@ -174,13 +174,13 @@ def test_resuming_with_other_settings_names_them(config, whole, photos, make_con
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(config, photos, tmp_path, monkeypatch):
-    loss = PretrainTask.loss
+    loss = PretrainTask.forward
 
     def broken(self, crops, step, keys):
         value, scalars = loss(self, crops, step, keys)
         return (value * float("nan") if step == 6 else value), scalars
 
-    monkeypatch.setattr(PretrainTask, "loss", broken)
+    monkeypatch.setattr(PretrainTask, "forward", broken)
     with pytest.raises(
         TrainingError,
         match=r"The loss is nan and its gradient norm nan at step 6. The checkpoint of step 4 in .*run is good",

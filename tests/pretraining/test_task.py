@@ -70,7 +70,7 @@ def _loss_by_hand(task, crops, step):
 def test_loss_is_the_mean_square_over_samples_one_by_one(make_task, kind, unmasked):
     task = make_task(masks=MaskConfig(unmasked=unmasked), seed=2, **kind)
     for step in (0, 5):
-        loss, _ = task.loss(_crops(), step, KEYS)
+        loss, _ = task(_crops(), step, KEYS)
         assert loss.item() == pytest.approx(_loss_by_hand(task, _crops(), step), rel=1e-5)
 
 
@@ -78,18 +78,18 @@ def test_loss_is_the_mean_square_over_samples_one_by_one(make_task, kind, unmask
 def test_loss_sees_masked_positions_only_in_append(make_task, layout):
     task = make_task(layout=layout)
     encoder, visible = task.model.encoder, draw_masks(task.config.masks, (4, 4), seed=0, step=0, keys=KEYS)[0]
-    before = task.loss(_crops(), 0, KEYS)[0].item()
+    before = task(_crops(), 0, KEYS)[0].item()
     handle = encoder.register_forward_hook(
         lambda module, args, tokens: tokens.scatter(1, visible.unsqueeze(-1).expand(-1, -1, 32), 7.0)
     )
-    after = task.loss(_crops(), 0, KEYS)[0].item()
+    after = task(_crops(), 0, KEYS)[0].item()
     handle.remove()
     assert (after == before) is (layout == "append")
 
 
 def test_targets_are_normalised_and_their_spread_is_logged(make_task):
     task = make_task()
-    loss, scalars = task.loss(_crops(), 0, KEYS)
+    loss, scalars = task(_crops(), 0, KEYS)
     views = make_views(_crops(), task.config.model.actions, seed=0, keys=KEYS)
     targets = task.model.encoder(views.target).detach()
     torch.testing.assert_close(targets.mean(-1), torch.zeros(4, 16), atol=1e-5, rtol=0)
@@ -104,7 +104,7 @@ def test_targets_are_normalised_and_their_spread_is_logged(make_task):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind['layout']}-{kind['conditioning']}")
 def test_gradient_reaches_student_and_predictor_and_never_the_teacher(make_task, kind):
     task = make_task(**kind)
-    task.loss(_crops(), 0, KEYS)[0].backward()
+    task(_crops(), 0, KEYS)[0].backward()
     assert all(p.grad is None and not p.requires_grad for p in task.model.encoder.parameters())
     trained = [p for module in task.trained() for p in module.parameters()]
     assert {id(p) for p in trained} == {
@@ -145,7 +145,7 @@ def test_a_few_steps_lower_the_loss(make_config, kind):
     losses = []
     for step in range(30):
         set_schedule(optimizer, 3e-3, 0.04)
-        loss, _ = task.loss(_crops(), 0, KEYS)
+        loss, _ = task(_crops(), 0, KEYS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -155,21 +155,21 @@ def test_a_few_steps_lower_the_loss(make_config, kind):
 
 
 def test_all_draws_depend_on_seed_step_and_keys(make_task):
-    loss = make_task().loss(_crops(), 0, KEYS)[0].item()
-    assert make_task().loss(_crops(), 0, KEYS)[0].item() == loss
+    loss = make_task()(_crops(), 0, KEYS)[0].item()
+    assert make_task()(_crops(), 0, KEYS)[0].item() == loss
     for changed in (
-        make_task(seed=1).loss(_crops(), 0, KEYS),
-        make_task().loss(_crops(), 1, KEYS),
-        make_task().loss(_crops(), 0, [(epoch + 1, index) for epoch, index in KEYS]),
+        make_task(seed=1)(_crops(), 0, KEYS),
+        make_task()(_crops(), 1, KEYS),
+        make_task()(_crops(), 0, [(epoch + 1, index) for epoch, index in KEYS]),
     ):
         assert changed[0].item() != loss
 
 
 def test_under_autocast_the_loss_stays_float32_and_close(make_task):
     task = make_task(layout="append", conditioning="feature")
-    exact = task.loss(_crops(), 0, KEYS)[0].item()
+    exact = task(_crops(), 0, KEYS)[0].item()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, scalars = task.loss(_crops(), 0, KEYS)
+        loss, scalars = task(_crops(), 0, KEYS)
     assert loss.dtype == scalars["target_std"].dtype == torch.float32
     assert loss.item() != exact
     assert loss.item() == pytest.approx(exact, rel=0.02)
@@ -179,7 +179,7 @@ def test_state_restores_everything(make_task, make_config):
     trained = make_task()
     torch.manual_seed(5)
     other = PretrainTask(make_config())
-    expected = trained.loss(_crops(), 0, KEYS)[0].item()
-    assert other.loss(_crops(), 0, KEYS)[0].item() != expected
+    expected = trained(_crops(), 0, KEYS)[0].item()
+    assert other(_crops(), 0, KEYS)[0].item() != expected
     other.load_state_dict(trained.state_dict())
-    assert other.loss(_crops(), 0, KEYS)[0].item() == expected
+    assert other(_crops(), 0, KEYS)[0].item() == expected

@@ -16,13 +16,13 @@ from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.training import schedules
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.data import CropDataset, StepSampler
-from iwm.training.loop import TrainingError, prefer_plain_attention, train
+from iwm.training.loop import Task, TrainingError, prefer_plain_attention, train
 from iwm.training.run_folder import RunFolder
 
 SIZE = 4
 
 
-class LinearTask(nn.Module):
+class LinearTask(Task):
     """Fits two numbers per image; `at` holds what happens at the start of a step."""
 
     def __init__(self, at=None, scale=1.0):
@@ -37,7 +37,7 @@ class LinearTask(nn.Module):
     def trained(self):
         return [self.layer]
 
-    def loss(self, crops, step, keys):
+    def forward(self, crops, step, keys):
         self.seen.append((step, list(keys)))
         factor = self.at[step]() if step in self.at else self.scale
         loss = (self.layer(crops.flatten(1).float() / 255) - 1).square().mean() * (factor or self.scale)
@@ -100,7 +100,7 @@ def test_a_run_is_the_plain_loop(start, paths):
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.param_groups[0]["weight_decay"] = decay
-        loss, _ = reference.loss(torch.stack([dataset[key][0] for key in keys]), step, keys)
+        loss, _ = reference(torch.stack([dataset[key][0] for key in keys]), step, keys)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm()
@@ -246,9 +246,9 @@ def test_bf16_computes_the_loss_under_autocast_and_keeps_float32_weights(start):
     dtypes = []
 
     class Spy(LinearTask):
-        def loss(self, crops, step, keys):
+        def forward(self, crops, step, keys):
             dtypes.append(self.layer(crops.flatten(1).float()).dtype)
-            return super().loss(crops, step, keys)
+            return super().forward(crops, step, keys)
 
     for precision in ("bf16", "float32"):
         task = Spy()

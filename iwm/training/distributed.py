@@ -1,0 +1,81 @@
+"""Processes that train one model together, as `torchrun` starts them.
+
+Every process holds the whole model and the whole plan (seed, order, schedules); they differ in
+the rows of a step's batch they work on. Without `torchrun` there is one process and nothing here
+does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from iwm.device import resolve_device
+
+
+@dataclass(frozen=True)
+class World:
+    """The place of a process among those that train together.
+
+    Attributes:
+        device: what it computes on.
+        rank: 0 to size - 1; rank 0 alone writes files and shows progress.
+        size: number of processes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds in any process; all of them must ask."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.SUM)
+            values = values / self.size
+        return values
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """The world that `torchrun` describes in the environment, for the duration.
+
+    Args:
+        device: `auto`, or a torch device; with CUDA each process takes the one of its local rank.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(resolve_device(device))
+        return
+    here = resolve_device(device)
+    if here.type == "cuda":
+        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(here)
+    dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
+    try:
+        yield World(here, dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,106 @@
+"""Real processes under torchrun: the same losses and weights as one process, and a clean end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--recipe", "iwm-tiny", "--steps", "6", "--batch-size", "8", "--seed", "3", "--device", "cpu",
+    "--log-every", "1", "--checkpoint-every", "3", "--precision", "float32", "--data.workers", "0",
+    "--model.encoder.image_size", "32", "--model.preprocess.size", "32", "--model.preprocess.resize", "32",
+    "--model.encoder.patch_size", "8", "--model.encoder.width", "32", "--model.encoder.depth", "2",
+    "--model.predictor.width", "32", "--model.predictor.depth", "2", "--masks.unmasked", "0.4",
+]  # fmt: skip
+
+
+def start(photos, out, *options, processes=1):
+    runner = [sys.executable, "-m"]
+    if processes > 1:
+        runner += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    return subprocess.Popen(
+        [*runner, "iwm.pretraining", "--data", str(photos), "--out", str(out), *SMALL, *options],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(*arguments, expected=0, **options):
+    process = start(*arguments, **options)
+    printed, error = process.communicate(timeout=240)
+    assert process.returncode == expected, error
+    return printed, error
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_same_run(a, b, tolerance=1e-5):
+    for x, y in zip(metrics(a), metrics(b), strict=True):
+        for name in ("step", "loss", "lr", "weight_decay", "grad_norm", "ema"):
+            assert x[name] == pytest.approx(y[name], rel=tolerance), name
+    first, second = (load_file(folder / "model.safetensors") for folder in (a, b))
+    assert first.keys() == second.keys()
+    # A rounding that differs can turn Adam's first steps around where a gradient is almost zero.
+    apart = sum(int(((first[k].float() - second[k].float()).abs() > 2e-3).sum()) for k in first)
+    assert apart <= 1e-4 * sum(tensor.numel() for tensor in first.values())
+
+
+@pytest.fixture(scope="module")
+def alone(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run(photos, out)
+    return out
+
+
+@pytest.mark.parametrize("layout", ["inplace", "append"])
+def test_two_processes_are_one(photos, alone, tmp_path, layout):
+    options = ["--model.predictor.layout", layout]
+    if layout == "append":
+        alone = tmp_path / "alone"
+        run(photos, alone, *options)
+    run(photos, tmp_path / "two", *options, processes=2)
+    check_same_run(alone, tmp_path / "two")
+
+
+def test_accumulated_pieces_are_one_batch(photos, alone, tmp_path):
+    run(photos, tmp_path / "pieces", "--accumulate", "4")
+    check_same_run(alone, tmp_path / "pieces")
+
+
+def test_a_run_goes_on_with_another_number_of_processes(photos, alone, tmp_path):
+    out = tmp_path / "run"
+    process = start(photos, out, processes=2)
+    deadline = time.monotonic() + 200
+    while not (out / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    subprocess.run(["pkill", "-9", "-f", str(out)], check=False)  # The workers, not only their parent.
+    run(photos, out)
+    check_same_run(alone, out)
+
+
+def test_a_batch_that_cannot_be_shared(photos, tmp_path):
+    _, error = run(photos, tmp_path / "run", "--batch-size", "9", expected=1, processes=2)
+    assert "batch_size 9 cannot be shared evenly by 2 processes" in error
+
+
+def test_a_signal_ends_all_processes_after_the_same_step(photos, tmp_path):
+    out = tmp_path / "run"
+    process = start(photos, out, "--steps", "100000", "--checkpoint-every", "100000", processes=2)
+    deadline = time.monotonic() + 200
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, error = process.communicate(timeout=60)
+    assert (out / "state.pt").exists(), error
+    assert re.search("Stopped; the checkpoint is in", printed)
