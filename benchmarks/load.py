@@ -53,7 +53,6 @@ class Cost:
 
 def make_files(folder: Path, names: list[str]) -> dict[str, int]:
     """Write a checkpoint for each library; the bytes of weights, by library."""
-    import torch
     from safetensors.torch import save_file
 
     sizes = {}

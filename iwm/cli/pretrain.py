@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,12 +15,19 @@ from iwm.cli.options import console
 from iwm.config import dotted
 from iwm.errors import InvalidConfigError, nearest
 
+if TYPE_CHECKING:
+    from iwm.pretraining.config import PretrainConfig
+
 
 def pretrain_command(
     context: typer.Context,
     recipe: Annotated[str, typer.Option(help="Name of a recipe; see iwm list.")],
-    data: Annotated[list[Path], typer.Option(help="Folder of images; may be given several times.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; iwm.load takes it afterwards.")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Folder of images; may be given several times.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder; iwm.load takes it afterwards.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every random draw.")] = None,
@@ -29,9 +36,17 @@ def pretrain_command(
         int | None, typer.Option(min=1, help="Steps between lines of metrics.jsonl.")
     ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, also with other --steps.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the run would take, and do not train.")
+    ] = False,
+    deadline: Annotated[
+        float, typer.Option(min=0.01, help="Hours that --dry-run works out the pace for.")
+    ] = 24.0,
 ) -> None:
-    """Train a world model on a folder of images; Ctrl-C leaves a checkpoint to resume from.
+    """Train a world model on a folder of images; Ctrl-C leaves a checkpoint, the same command goes on.
 
     Every other field of the recipe is a dotted option, e.g. --optim.lr 5e-4 or
     --model.predictor.depth 4; a wrong name gets a suggestion.
@@ -52,6 +67,11 @@ def pretrain_command(
     for name, value in overrides.items():
         set_dotted(fields, name, value)
     config = from_dict(PretrainConfig, fields)
+    if dry_run:
+        _print_estimate(config, deadline)
+        return
+    if not data or out is None:
+        raise InvalidConfigError("Name the images and a folder for the run: --data FOLDER --out DIR")
     command = shlex.join(["iwm", "pretrain", "--recipe", recipe, *_typed(data, out, overrides)])
     done = pretrain(config, data, out, resume=resume, command=command)
     if done:
@@ -61,6 +81,27 @@ def pretrain_command(
     else:
         console.print(f"Stopped; the checkpoint is in {out}. Continue: {command} --resume")
         raise typer.Exit(130)
+
+
+def _print_estimate(config: PretrainConfig, hours: float) -> None:
+    from iwm.pretraining.estimate import estimate
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    e = estimate(config, processes)
+    lines = {
+        "parameters": f"{e.encoder / 1e6:.1f} M encoder, {e.predictor / 1e6:.1f} M world model",
+        "run": f"{e.steps:,} steps of {config.batch_size:,}: {e.images:,} images",
+        "FLOPs": f"{e.flops_per_image / 1e9:.2f} G a training image, {e.flops_per_image * e.images:.2e} in all",
+        "visible": f"{e.visible:.0%} of the source's patches on average",
+        "world model": f"{e.predictor_share:.2f} of the encoder's FLOPs, whole image",
+        "memory": f"{e.weights_bytes / 2**30:.1f} GiB of weights, gradients and averages, and about "
+        f"{e.activation_bytes / 2**30:.1f} GiB of activations a process ({processes} processes, "
+        f"accumulate {config.accumulate})",
+        "pace": f"{e.pace(hours):,.0f} images/s finish in {hours:g} h: "
+        f"{e.pace(hours) * e.flops_per_image / 1e12:.2f} TFLOP/s",
+    }
+    for name, value in lines.items():
+        console.print(f"{name:12} {value}")
 
 
 def parse_overrides(words: list[str], fields: dict[str, Any], options: Sequence[str] = ()) -> dict[str, Any]:

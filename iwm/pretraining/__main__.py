@@ -1,6 +1,6 @@
 """`python -m iwm.pretraining`: what `iwm pretrain` is, for `torchrun` to start in many processes.
 
-    torchrun --nproc-per-node 8 -m iwm.pretraining --recipe iwm-equi-18-384 --data DIR --out RUN
+torchrun --nproc-per-node 8 -m iwm.pretraining --recipe iwm-equi-18-384 --data DIR --out RUN
 """
 
 import sys

@@ -41,12 +41,15 @@ class PretrainConfig(RunConfig):
         model: what is trained.
         masks: block masks of the source.
         clean: share of pairs with an untouched source, and of pairs with an untouched target (ours).
+        collapse_below: standard deviation of target tokens over the batch, averaged over some
+            steps, below which the run stops; 0 never stops it.
         ema: the teacher's momentum at the first step; it rises linearly to 1.
     """
 
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
     clean: float = 0.0
+    collapse_below: float = 0.02
     ema: float = 0.996
 
     def __post_init__(self) -> None:

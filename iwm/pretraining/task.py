@@ -16,6 +16,7 @@ from iwm.actions import SampleKey, encode_photometry
 from iwm.encoder import Encoder, take_tokens
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.masks import draw_masks
+from iwm.pretraining.monitors import monitor
 from iwm.pretraining.views import make_views
 from iwm.training.loop import Task
 from iwm.training.schedules import ema_momentum
@@ -32,6 +33,7 @@ class PretrainTask(Task):
         self.student = Encoder(config.model.encoder, config.model.preprocess)
         self.student.load_state_dict(self.model.encoder.state_dict())
         self.model.encoder.requires_grad_(False)
+        self._spread = 1.0
         # Steps without masks have no place for the mask token in one layout.
         self.may_skip_parameters = config.model.predictor.layout == "inplace"
 
@@ -78,6 +80,25 @@ class PretrainTask(Task):
         teacher, student = tensors(self.model.encoder), tensors(self.student)
         torch._foreach_lerp_(teacher, student, 1.0 - momentum)
         return {"ema": momentum}
+
+    @torch.no_grad()
+    def monitor(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> dict[str, float]:
+        """Rank, invariance and equivariance of the teacher; see `iwm.pretraining.monitors`."""
+        views = make_views(crops, self.config.model.actions, seed=self.config.seed, keys=keys)
+        return monitor(self.model, crops, views.target)
+
+    def collapse(self, record: dict[str, float]) -> str | None:
+        """Whether target tokens have stopped to differ between images, after the warmup."""
+        self._spread += 0.1 * (record["target_std"] - self._spread)
+        if (
+            record["step"] < self.config.optim.warmup * self.config.steps
+            or self._spread > self.config.collapse_below
+        ):
+            return None
+        return (
+            f"target tokens differ between images by a standard deviation of {self._spread:.4f} only "
+            f"(collapse_below is {self.config.collapse_below})"
+        )
 
 
 def tensors(module: nn.Module) -> list[Tensor]:

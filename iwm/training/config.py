@@ -87,6 +87,9 @@ class RunConfig:
         precision: `bf16` runs matrix products in bfloat16 under autocast.
         log_every: steps between lines of `metrics.jsonl`.
         checkpoint_every: steps between checkpoints.
+        monitor_every: steps between the measurements that cost time; 0 is never.
+        tensorboard: write events for TensorBoard into the run folder.
+        wandb: project of Weights & Biases to log to; empty is none.
     """
 
     steps: int = 1000
@@ -97,6 +100,9 @@ class RunConfig:
     precision: Precision = "bf16"
     log_every: int = 50
     checkpoint_every: int = 500
+    monitor_every: int = 500
+    tensorboard: bool = False
+    wandb: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
@@ -104,4 +110,5 @@ class RunConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; it must be at least 1.")
+        require(self.monitor_every >= 0, f"monitor_every is {self.monitor_every}; use 0 for never.")
         require(self.seed >= 0, f"seed is {self.seed}; it must be at least 0.")

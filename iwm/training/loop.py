@@ -27,8 +27,9 @@ from iwm.training.config import RunConfig
 from iwm.training.data import make_loader
 from iwm.training.distributed import World
 from iwm.training.optimizer import adamw, set_schedule
-from iwm.training.progress import Progress
+from iwm.training.progress import Progress, Waits, memory_mb
 from iwm.training.run_folder import RunFolder
+from iwm.training.trackers import closing_all, make_trackers
 
 
 class Task(nn.Module):
@@ -56,6 +57,14 @@ class Task(nn.Module):
     def after_step(self, step: int) -> dict[str, float]:
         """What follows an optimiser step; returns scalars to log."""
         raise NotImplementedError
+
+    def monitor(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> dict[str, float]:
+        """Scalars worth some time, asked for now and then."""
+        return {}
+
+    def collapse(self, record: dict[str, float]) -> str | None:
+        """What in a step's scalars says that going on is no use; None is nothing."""
+        return None
 
 
 def train(
@@ -101,17 +110,30 @@ def train(
     if trainer.done == config.steps:
         trainer.export_model()  # The last export may have been cut off.
     loader = make_loader(paths, size, config, trainer.done, world)
+    waits, monitored = Waits(), dict[str, float]()
+    trackers = make_trackers(config, run.path) if world.is_main else []
     with (
+        closing_all(trackers),
         _stop_on_signal() as stopped,
         Progress(config.steps, trainer.done, config.batch_size, shown=world.is_main) as progress,
     ):
-        for crops, epochs, indices in loader:
-            record = trainer.step(crops, list(zip(epochs.tolist(), indices.tolist(), strict=True)))
+        for crops, epochs, indices in waits.over(loader):
+            keys = list(zip(epochs.tolist(), indices.tolist(), strict=True))
+            record = trainer.step(crops, keys)
             progress.advance(record["loss"])
             last = trainer.done == config.steps
             stop = world.any(stopped())
+            if world.is_main and config.monitor_every and (trainer.done % config.monitor_every == 0 or last):
+                monitored = task.monitor(crops.to(world.device), trainer.done, keys)
             if world.is_main and (trainer.done % config.log_every == 0 or last):
-                run.log(record | {"images_per_second": round(progress.images_per_second, 2)})
+                pace = {"images_per_second": round(progress.images_per_second, 2)}
+                record |= (
+                    monitored | pace | {"data_wait": waits.share(), "memory_mb": memory_mb(world.device)}
+                )
+                monitored = {}
+                run.log(record)
+                for tracker in trackers:
+                    tracker.log(record)
             if trainer.done % config.checkpoint_every == 0 or last or stop:
                 trainer.checkpoint()
             if stop:
@@ -185,15 +207,23 @@ class _Trainer:
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip or math.inf).item()
         value = scalars["loss"]
         if not (math.isfinite(value) and math.isfinite(norm)):
-            good = f"The checkpoint of step {self.saved} in {self.run.path} is good."
             raise TrainingError(
-                f"The loss is {value} and its gradient norm {norm} at step {step}. "
-                f"{good if self.run.has_state else 'There is no checkpoint yet.'} Try a smaller optim.lr."
+                f"The loss is {value} and its gradient norm {norm} at step {step}. {self._good} "
+                "Try a smaller optim.lr."
             )
+        collapse = self.task.collapse(scalars | {"step": step})
+        if collapse:
+            raise TrainingError(f"Collapse at step {step}: {collapse}. {self._good}")
         self.optimizer.step()
         after = self.task.after_step(step)
         self.done += 1
         return {"step": self.done, "lr": lr, "weight_decay": decay, "grad_norm": norm} | scalars | after
+
+    @property
+    def _good(self) -> str:
+        if not self.run.has_state:
+            return "There is no checkpoint yet."
+        return f"The checkpoint of step {self.saved} in {self.run.path} is good."
 
     def _backward(self, crops: Tensor, step: int, keys: list[SampleKey]) -> dict[str, float]:
         """Gradients of the whole batch's mean loss; the loss and scalars, over all processes."""

@@ -1,13 +1,20 @@
-"""The progress line of a training run: loss, images a second, time to go."""
+"""The progress of a training run: loss, images a second, time to go, waiting, memory."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -56,3 +63,38 @@ class Progress:
                 f"step {self.done}/{self.steps}  loss {loss:.4f}  "
                 f"{self.images_per_second:.0f} images/s  {left / 60:.1f} min left"
             )
+
+
+class Waits:
+    """The share of time in which training waits for its data."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+        self.since = time.monotonic()
+
+    def over(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, timed."""
+        iterator = iter(batches)
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - asked
+            yield batch
+
+    def share(self) -> float:
+        """Since the last call, or the start."""
+        now = time.monotonic()
+        share = self.waited / max(now - self.since, 1e-9)
+        self.waited, self.since = 0.0, now
+        return round(share, 4)
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory so far, in 10^6 bytes: of the GPU, or else of this process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)

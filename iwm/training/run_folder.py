@@ -19,7 +19,12 @@ STATE_FILE = "state.pt"
 
 _START_AGAIN = "Start again with another --out; the model exported there so far still loads."
 
-FREE_FIELDS = frozenset({"steps", "device", "accumulate", "log_every", "checkpoint_every", "data.workers"})
+FREE_FIELDS = frozenset(
+    {
+        "steps", "device", "accumulate", "log_every", "checkpoint_every", "monitor_every", "tensorboard",
+        "wandb", "data.workers",
+    }
+)  # fmt: skip
 """Fields that may differ between a run and its continuation."""
 
 
