@@ -18,6 +18,7 @@ from iwm.errors import InvalidConfigError, nearest
 FORMAT = 1
 """Version of `config.json` that this library writes; it reads this one and older ones."""
 
+Positions = Literal["sincos", "learned"]
 Layout = Literal["append", "inplace"]
 Conditioning = Literal["feature", "sequence", "adaln", "none"]
 ActionEncoding = Literal["pair", "difference"]
@@ -48,7 +49,7 @@ def require_choice(name: str, value: str, choices: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """A ViT without class token, with fixed 2-D sin-cos positions [section 3.1].
+    """A ViT without class token, by default with fixed 2-D sin-cos positions [section 3.1].
 
     Attributes:
         width: token width D, divisible by 4 (sin-cos) and by `heads`.
@@ -57,6 +58,8 @@ class EncoderConfig:
         patch_size: side of a patch in pixels.
         image_size: side of the training images in pixels; other sizes rescale positions.
         mlp_ratio: hidden width of the MLPs over `width`.
+        positions: `sincos` are fixed; `learned` are weights, as encoders that others trained
+            bring them.
     """
 
     width: int = 768
@@ -65,8 +68,10 @@ class EncoderConfig:
     patch_size: int = 16
     image_size: int = 224
     mlp_ratio: float = 4.0
+    positions: Positions = "sincos"
 
     def __post_init__(self) -> None:
+        require_choice("encoder.positions", self.positions, Positions)
         for name in ("width", "depth", "heads", "patch_size", "image_size"):
             value, limit = getattr(self, name), MAX_DEPTH if name == "depth" else 16384
             require(1 <= value <= limit, f"encoder.{name} is {value}; it must be 1 to {limit}.")
@@ -312,7 +317,8 @@ class WorldModelConfig:
 
 
 def _count_encoder(e: EncoderConfig) -> int:
-    return e.depth * _block(e.width, e.mlp_ratio) + 3 * e.patch_size**2 * e.width + e.width
+    positions = e.grid**2 * e.width if e.positions == "learned" else 0
+    return e.depth * _block(e.width, e.mlp_ratio) + 3 * e.patch_size**2 * e.width + e.width + positions
 
 
 def _count_predictor(config: WorldModelConfig) -> int:

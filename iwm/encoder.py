@@ -1,8 +1,9 @@
 """The image encoder f_theta: a Vision Transformer over patches [arXiv 2403.00504, section 3.1].
 
 Blocks and patch embedding are timm's. There is no class token, positions are fixed 2-D
-sin-cos, and the final norm has no affine parameters, so that encodings, training targets and
-predictions share one space: tokens layer-normalised over features (eps 1e-6).
+sin-cos (or learned, in encoders that others trained), and the final norm has no affine
+parameters, so that encodings, training targets and predictions share one space: tokens
+layer-normalised over features (eps 1e-6).
 
 Shape legend: B batch, N patches of the grid (H x W), V visible patches, D width.
 """
@@ -12,7 +13,7 @@ import functools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -42,6 +43,9 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbed(
             img_size=None, patch_size=config.patch_size, embed_dim=config.width, strict_img_size=False
         )
+        self.position_table = (
+            nn.Parameter(torch.zeros(config.grid**2, config.width)) if config.positions == "learned" else None
+        )
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_ratio, qkv_bias=True, norm_layer=BlockNorm)  # type: ignore[arg-type]
             for _ in range(config.depth)
@@ -64,12 +68,23 @@ class Encoder(nn.Module):
         weight = self.patch_embed.proj.weight
         x_BND = self.patch_embed((images.to(weight.dtype) - self.mean) / self.std)
         # In the weights' dtype, so that under autocast the residual stream stays float32.
-        x_BND = x_BND + sincos_positions(self.config.width, grid, self.config.grid, weight)
+        x_BND = x_BND + self._positions(grid, weight)
         if visible is not None:
             x_BND = take_tokens(x_BND, visible)
         for block in self.blocks:
             x_BND = block(x_BND)
         return normalize_tokens(x_BND)
+
+    def _positions(self, grid: tuple[int, int], like: Tensor) -> Tensor:
+        """`[N, D]`; learned ones are resampled bicubically for another grid."""
+        side = self.config.grid
+        if self.position_table is None:
+            return sincos_positions(self.config.width, grid, side, like)
+        if grid == (side, side):
+            return self.position_table
+        table = self.position_table[None]
+        resampled: Tensor = resample_abs_pos_embed(table, list(grid), [side, side], num_prefix_tokens=0)
+        return resampled[0]
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Patches along height and width.

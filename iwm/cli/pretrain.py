@@ -129,7 +129,10 @@ def parse_overrides(words: list[str], fields: dict[str, Any], options: Sequence[
             same_end = [leaf for leaf in leaves if leaf.split(".")[-1] == name.split(".")[-1]]
             known = [f"--{leaf}" for leaf in same_end or leaves] + ([] if same_end else list(options))
             raise InvalidConfigError(f"No option --{written}.{nearest(f'--{written}', known)}")
-        if not equals:
+        flag = isinstance(leaves[name], bool) and (not rest or rest[0] not in ("true", "false"))
+        if flag and not equals:
+            text = "true"
+        elif not equals:
             if not rest or rest[0].startswith("--"):
                 raise InvalidConfigError(f"--{written} needs a value; options look like --optim.lr 5e-4.")
             text = rest.pop(0)

@@ -43,6 +43,9 @@ class PretrainConfig(RunConfig):
         clean: share of pairs with an untouched source, and of pairs with an untouched target (ours).
         collapse_below: standard deviation of target tokens over the batch, averaged over some
             steps, below which the run stops; 0 never stops it.
+        init_encoder: start from an encoder that somebody has trained: `timm:<name>`, or a
+            safetensors file; see `iwm.pretraining.warm_start`. Empty starts at random.
+        freeze_encoder: train the world model alone.
         ema: the teacher's momentum at the first step; it rises linearly to 1.
     """
 
@@ -50,6 +53,8 @@ class PretrainConfig(RunConfig):
     masks: MaskConfig = field(default_factory=MaskConfig)
     clean: float = 0.0
     collapse_below: float = 0.02
+    init_encoder: str = ""
+    freeze_encoder: bool = False
     ema: float = 0.996
 
     def __post_init__(self) -> None:

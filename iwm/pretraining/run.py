@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,10 +15,11 @@ from iwm.config import to_json
 from iwm.images import file_list_hash, list_images
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
+from iwm.pretraining.warm_start import find_donor
 from iwm.training.data import check_readable
 from iwm.training.distributed import World, joined
 from iwm.training.loop import prefer_plain_attention, train
-from iwm.training.run_folder import RunFolder
+from iwm.training.run_folder import RunFolder, has_state, read_run
 
 
 def pretrain(
@@ -52,10 +54,19 @@ def _pretrain(
     listing = f"{len(paths)} images (files {hashlib.sha256(hashes.encode()).hexdigest()[:12]})"
     check_readable(paths)
     device = world.device
+    donor = None
+    if config.init_encoder and has_state(out):
+        config = _adapted_before(config, out)
+    elif config.init_encoder:
+        donor = find_donor(config.init_encoder)
+        config = config.replace(model=donor.adapt(config.model))
     run = RunFolder(out, config, resume=resume)
     world.wait()  # All have looked at the folder before one of them changes it.
     torch.manual_seed(config.seed)
-    task = PretrainTask(config).to(device)
+    task = PretrainTask(config)
+    if donor:
+        task.start_from(donor)
+    task.to(device)
     if device.type == "cpu":
         prefer_plain_attention(task)
 
@@ -77,6 +88,15 @@ def _pretrain(
         save_model(out, described, task.model, task.student)
 
     return train(task, paths, config.model.preprocess.size, config, run, export, listing, world)
+
+
+def _adapted_before(config: PretrainConfig, out: Path) -> PretrainConfig:
+    """With what the donor of a run's beginning asked for; it need not be there any more."""
+    before = read_run(out)["model"]
+    encoder = replace(config.model.encoder, positions=before["encoder"]["positions"])
+    mean, std = (tuple(before["preprocess"][name]) for name in ("mean", "std"))
+    preprocess = replace(config.model.preprocess, mean=mean, std=std)
+    return config.replace(model=config.model.replace(encoder=encoder, preprocess=preprocess))
 
 
 def _machine(device: torch.device) -> str:

@@ -18,6 +18,7 @@ from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.masks import draw_masks
 from iwm.pretraining.monitors import monitor
 from iwm.pretraining.views import make_views
+from iwm.pretraining.warm_start import Donor
 from iwm.training.loop import Task
 from iwm.training.schedules import ema_momentum
 from iwm.world_model import WorldModel
@@ -33,13 +34,19 @@ class PretrainTask(Task):
         self.student = Encoder(config.model.encoder, config.model.preprocess)
         self.student.load_state_dict(self.model.encoder.state_dict())
         self.model.encoder.requires_grad_(False)
+        self.student.requires_grad_(not config.freeze_encoder)
         self._spread = 1.0
         # Steps without masks have no place for the mask token in one layout.
         self.may_skip_parameters = config.model.predictor.layout == "inplace"
 
     def trained(self) -> list[nn.Module]:
         """The modules that the optimiser updates."""
-        return [self.student, self.model.predictor]
+        return [self.model.predictor] if self.config.freeze_encoder else [self.student, self.model.predictor]
+
+    def start_from(self, donor: Donor) -> None:
+        """Give student and teacher the weights of a trained encoder."""
+        donor.fill(self.student)
+        self.model.encoder.load_state_dict(self.student.state_dict())
 
     def forward(
         self, crops: Tensor, step: int, keys: Sequence[SampleKey]
@@ -76,6 +83,8 @@ class PretrainTask(Task):
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:
         """Move the teacher towards the student, by a step that shrinks to nothing."""
+        if self.config.freeze_encoder:
+            return {"ema": 1.0}
         momentum = ema_momentum(step, self.config.steps, self.config.ema)
         teacher, student = tensors(self.model.encoder), tensors(self.student)
         torch._foreach_lerp_(teacher, student, 1.0 - momentum)

@@ -57,7 +57,7 @@ class RunFolder:
     @property
     def has_state(self) -> bool:
         """Whether there is a checkpoint to continue from."""
-        return (self.path / STATE_FILE).is_file()
+        return has_state(self.path)
 
     def start(self, config: RunConfig, step: int) -> None:
         """Write the configuration, and drop the metrics that will be written again from `step` on."""
@@ -68,12 +68,7 @@ class RunFolder:
             write_text(metrics, "".join(line for line in lines if _is_before(line, step)))
 
     def _check_same(self, config: RunConfig, free: frozenset[str]) -> None:
-        try:
-            before = dotted(json.loads((self.path / RUN_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise InvalidDataError(
-                f"{self.path / RUN_FILE} cannot be read: {error}. {_START_AGAIN}"
-            ) from error
+        before = dotted(read_run(self.path))
         now = dotted(json.loads(to_json(config)))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         changed = [k for k in changed if k not in free]
@@ -118,6 +113,24 @@ class RunFolder:
         except Exception as error:  # A damaged archive raises many kinds.
             raise InvalidDataError(f"{path} cannot be read: {error}. {_START_AGAIN}") from error
         return state
+
+
+def has_state(path: Path) -> bool:
+    """Whether a folder holds a checkpoint to continue from."""
+    return (path / STATE_FILE).is_file()
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The configuration that a run folder was started with.
+
+    Raises:
+        InvalidDataError: it cannot be read.
+    """
+    try:
+        settings: dict[str, Any] = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidDataError(f"{path / RUN_FILE} cannot be read: {error}. {_START_AGAIN}") from error
+    return settings
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -54,15 +54,15 @@ class _TensorBoard:
     def __init__(self, out: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(out / "tensorboard"))
 
     def log(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
             if name != "step":
-                self.writer.add_scalar(name, value, record["step"])  # type: ignore[no-untyped-call]
+                self.writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 class _WandB:
