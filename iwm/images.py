@@ -8,6 +8,7 @@ composited on white, and grayscale, palette, CMYK and 16-bit images become RGB.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import os
 import sys
@@ -173,8 +174,14 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     return images
 
 
-def open_rgb(image: ImageLike) -> Image.Image:
+def open_rgb(image: ImageLike | bytes, at_least: int | None = None, name: str = "image") -> Image.Image:
     """Any single image but a tensor as an upright RGB PIL image.
+
+    Args:
+        image: a path, a PIL image, an array, or the bytes of an image file.
+        at_least: a JPEG may be decoded at a half, quarter or eighth of its size, as long as its
+            shorter side keeps so many pixels; much faster. None decodes all of it.
+        name: what to call bytes in an error.
 
     Raises:
         InvalidImageError: a missing or corrupt file, an array of another shape or type.
@@ -183,12 +190,14 @@ def open_rgb(image: ImageLike) -> Image.Image:
         return _to_rgb(image, "image")
     if isinstance(image, np.ndarray):
         return _to_rgb(_from_array(image), "array")
-    if isinstance(image, str | os.PathLike):
-        path = Path(image)
+    if isinstance(image, str | os.PathLike | bytes):
+        path = name if isinstance(image, bytes) else Path(image)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as opened:
+                with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                    if at_least:
+                        opened.draft(None, (at_least, at_least))  # Does nothing but to JPEG files.
                     return _to_rgb(opened, str(path))
         except InvalidImageError:
             raise

@@ -23,7 +23,8 @@ def pretrain_command(
     context: typer.Context,
     recipe: Annotated[str, typer.Option(help="Name of a recipe; see iwm list.")],
     data: Annotated[
-        list[Path] | None, typer.Option(help="Folder of images; may be given several times.")
+        list[str] | None,
+        typer.Option(help="Folder of images, may be given several times; or tar shards; or hf:org/name."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder; iwm.load takes it afterwards.")
@@ -155,9 +156,9 @@ def _value(text: str) -> Any:
         return text
 
 
-def _typed(data: list[Path], out: Path, overrides: dict[str, Any]) -> list[str]:
+def _typed(data: list[str], out: Path, overrides: dict[str, Any]) -> list[str]:
     """The rest of the command line, as it can be typed again."""
-    words = [word for folder in data for word in ("--data", str(folder))] + ["--out", str(out)]
+    words = [word for folder in data for word in ("--data", folder)] + ["--out", str(out)]
     for name, value in overrides.items():
         option = f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
         text = value if isinstance(value, str) else json.dumps(value)

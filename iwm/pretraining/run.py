@@ -5,31 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from iwm.checkpoint import save_model
 from iwm.config import to_json
+from iwm.errors import InvalidConfigError
 from iwm.images import file_list_hash, list_images
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
 from iwm.pretraining.warm_start import find_donor
-from iwm.training.data import check_readable
+from iwm.training.data import FolderSource, Source, check_readable
 from iwm.training.distributed import World, joined
 from iwm.training.loop import prefer_plain_attention, train
 from iwm.training.run_folder import RunFolder, has_state, read_run
+from iwm.training.streams import StreamSource, is_stream
 
 
 def pretrain(
-    config: PretrainConfig, data: list[Path], out: Path, *, resume: bool = False, command: str = ""
+    config: PretrainConfig,
+    data: Sequence[str | Path],
+    out: Path,
+    *,
+    resume: bool = False,
+    command: str = "",
 ) -> bool:
     """Pretrain a world model.
 
     Args:
         config: see `PretrainConfig`.
-        data: folders of images; subfolders are read, class names are not used.
+        data: folders of images (subfolders are read, class names are not used); or one stream,
+            see `iwm.training.streams`.
         out: the run folder, which is a model folder as well from the first checkpoint on.
         resume: continue the run in `out`.
         command: what the user typed, for the model's config.
@@ -42,17 +52,9 @@ def pretrain(
 
 
 def _pretrain(
-    config: PretrainConfig, data: list[Path], out: Path, resume: bool, command: str, world: World
+    config: PretrainConfig, data: Sequence[str | Path], out: Path, resume: bool, command: str, world: World
 ) -> bool:
-    by_folder = {folder: list_images(folder) for folder in data}
-    paths = [path for files in by_folder.values() for path in files]
-    listings = [
-        {"folder": str(folder), "images": len(files), "files_sha256": file_list_hash(folder, files)}
-        for folder, files in by_folder.items()
-    ]
-    hashes = "".join(str(d["files_sha256"]) for d in listings)
-    listing = f"{len(paths)} images (files {hashlib.sha256(hashes.encode()).hexdigest()[:12]})"
-    check_readable(paths)
+    source, described_data = _open_data(data, config)
     device = world.device
     donor = None
     if config.init_encoder and has_state(out):
@@ -77,8 +79,7 @@ def _pretrain(
         described = config.model.replace(
             recipe=recipe | {"command": command},
             provenance={
-                "data": listings,
-                "images": len(paths),
+                **described_data,
                 "steps": done,
                 "images_seen": done * config.batch_size,
                 "hours": round(seconds / 3600, 3),
@@ -87,7 +88,27 @@ def _pretrain(
         )
         save_model(out, described, task.model, task.student)
 
-    return train(task, paths, config.model.preprocess.size, config, run, export, listing, world)
+    return train(task, source, config, run, export, world)
+
+
+def _open_data(data: Sequence[str | Path], config: PretrainConfig) -> tuple[Source, dict[str, Any]]:
+    """What `--data` names, and what to say of it in the model's provenance."""
+    size = config.model.preprocess.size
+    streams = [str(name) for name in data if is_stream(str(name))]
+    if streams:
+        if len(data) > 1:
+            raise InvalidConfigError(f"--data takes one stream alone, not {', '.join(map(str, data))}.")
+        return StreamSource(streams[0], size, config), {"data": [{"stream": streams[0]}]}
+    by_folder = {Path(folder): list_images(Path(folder)) for folder in data}
+    paths = [path for files in by_folder.values() for path in files]
+    listings = [
+        {"folder": str(folder), "images": len(files), "files_sha256": file_list_hash(folder, files)}
+        for folder, files in by_folder.items()
+    ]
+    hashes = "".join(str(d["files_sha256"]) for d in listings)
+    listing = f"{len(paths)} images (files {hashlib.sha256(hashes.encode()).hexdigest()[:12]})"
+    check_readable(paths)
+    return FolderSource(paths, size, config, listing), {"data": listings, "images": len(paths)}
 
 
 def _adapted_before(config: PretrainConfig, out: Path) -> PretrainConfig:

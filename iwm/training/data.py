@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +32,40 @@ _ORDER_STREAM = 6
 log = logging.getLogger(__name__)
 
 
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Crops `[B, 3, S, S]` uint8, epochs `[B]`, indices `[B]`."""
+
+
+class Source(Protocol):
+    """Where a run's images come from."""
+
+    listing: str
+    """Names the images, so that a run is not continued on others."""
+
+    def batches(self, first_step: int, world: World, state: dict[str, Any] | None) -> Iterable[Batch]:
+        """One process's share of every batch, from `first_step` to the last."""
+
+    def state(self) -> dict[str, Any] | None:
+        """What `batches` needs to go on after the batch it gave last; None is nothing."""
+
+
+class FolderSource:
+    """Image files on a disk; nothing has to be remembered to go on."""
+
+    def __init__(self, paths: list[Path], size: int, config: RunConfig, listing: str = "") -> None:
+        self.paths = paths
+        self.size = size
+        self.config = config
+        self.listing = listing
+
+    def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Iterable[Batch]:
+        """See `Source`."""
+        return make_loader(self.paths, self.size, self.config, first_step, world)
+
+    def state(self) -> None:
+        """Nothing: the order is a function of (seed, step)."""
+
+
 class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Random crops `[3, size, size]` uint8, each a function of (seed, epoch, index).
 
@@ -47,22 +82,33 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor, Tensor]:
         epoch, index = key
-        image = self._open(index)
-        rng = np.random.default_rng((self.config.seed, epoch, index, _CROP_STREAM))
-        box = random_crop(image.width, image.height, self.config, rng)
-        crop = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
-        if rng.random() < self.config.data.flip:
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
-        return pixels, torch.tensor(epoch), torch.tensor(index)
-
-    def _open(self, index: int) -> Image.Image:
         for offset in range(len(self.paths)):
             try:
-                return open_rgb(self.paths[(index + offset) % len(self.paths)])
+                crop = cropped(self.paths[(index + offset) % len(self.paths)], key, self.size, self.config)
             except InvalidImageError as error:
                 log.warning("skipped: %s", error)
+            else:
+                return crop, torch.tensor(epoch), torch.tensor(index)
         raise InvalidDataError("None of the images can be read; see the warnings above.")
+
+
+def cropped(image: Path | bytes, key: SampleKey, size: int, config: RunConfig, name: str = "image") -> Tensor:
+    """A random crop `[3, size, size]` uint8 of an image file, flipped or not.
+
+    A large JPEG is decoded at a half, quarter or eighth of its size, where the smallest crop
+    still has all the pixels it needs.
+
+    Raises:
+        InvalidImageError: it cannot be read.
+    """
+    (low, _), (_, widest) = config.data.crop_scale, config.data.crop_aspect
+    decoded = open_rgb(image, at_least=math.ceil(size * math.sqrt(widest / low)), name=name)
+    rng = np.random.default_rng((config.seed, *key, _CROP_STREAM))
+    box = random_crop(decoded.width, decoded.height, config, rng)
+    crop = decoded.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    if rng.random() < config.data.flip:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
 
 def check_readable(paths: list[Path]) -> None:

@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,7 +23,7 @@ from iwm.device import resolve_device
 from iwm.errors import InvalidConfigError, InvalidDataError, TrainingError
 from iwm.training import schedules
 from iwm.training.config import RunConfig
-from iwm.training.data import make_loader
+from iwm.training.data import Source
 from iwm.training.distributed import World
 from iwm.training.optimizer import adamw, set_schedule
 from iwm.training.progress import Progress, Waits, memory_mb
@@ -69,12 +68,10 @@ class Task(nn.Module):
 
 def train(
     task: Task,
-    paths: list[Path],
-    size: int,
+    source: Source,
     config: RunConfig,
     run: RunFolder,
     export: Callable[[int, float], None],
-    listing: str = "",
     world: World | None = None,
 ) -> bool:
     """Train until `config.steps`, or until interrupted.
@@ -83,12 +80,10 @@ def train(
 
     Args:
         task: what to train, on its device already.
-        paths: image files.
-        size: side of the crops in pixels.
+        source: where the images come from.
         config: see `RunConfig`.
         run: where metrics and state go; a state in it is continued.
         export: called with (steps done, seconds trained so far) at every checkpoint.
-        listing: names the images, so that a run is not continued on others.
         world: the processes that train together; None is this one alone.
 
     Returns:
@@ -106,10 +101,10 @@ def train(
             f"batch_size {config.batch_size} cannot be shared evenly by {world.size} processes in "
             f"{config.accumulate} pieces each; use a multiple of {shares}."
         )
-    trainer = _Trainer(task, config, run, export, listing, world)
+    trainer = _Trainer(task, source, config, run, export, world)
     if trainer.done == config.steps:
         trainer.export_model()  # The last export may have been cut off.
-    loader = make_loader(paths, size, config, trainer.done, world)
+    loader = source.batches(trainer.done, world, trainer.source_state)
     waits, monitored = Waits(), dict[str, float]()
     trackers = make_trackers(config, run.path) if world.is_main else []
     with (
@@ -147,19 +142,20 @@ class _Trainer:
     def __init__(
         self,
         task: Task,
+        source: Source,
         config: RunConfig,
         run: RunFolder,
         export: Callable[[int, float], None],
-        listing: str,
         world: World,
     ) -> None:
         self.task = task
+        self.source = source
+        self.source_state: dict[str, Any] | None = None
         self.config = config
         self.run = run
         self.export = export
         self.world = world
         self.optimizer = adamw(task.trained(), config.optim)
-        self.listing = listing
         self.done = self.saved = 0
         self.seconds = 0.0
         if run.has_state:
@@ -180,9 +176,9 @@ class _Trainer:
         missing = {"step", "seconds", "listing", "task", "optimizer"} - state.keys()
         if missing:
             raise InvalidDataError(f"The state in {self.run.path} lacks {', '.join(sorted(missing))}.")
-        if state["listing"] != self.listing:
+        if state["listing"] != self.source.listing:
             raise InvalidConfigError(
-                f"{self.run.path} was trained on {state['listing'] or 'unnamed images'}, --data now holds {self.listing}. "
+                f"{self.run.path} was trained on {state['listing'] or 'unnamed images'}, --data now holds {self.source.listing}. "
                 "Continue with the same images, or use another --out."
             )
         if state["step"] > self.config.steps:
@@ -194,6 +190,7 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = self.saved = state["step"]
         self.seconds = state["seconds"]
+        self.source_state = state.get("source")
 
     def step(self, crops: Tensor, keys: list[SampleKey]) -> dict[str, Any]:
         """One optimiser step; returns what to log of it."""
@@ -254,7 +251,8 @@ class _Trainer:
             {
                 "step": self.done,
                 "seconds": self.elapsed,
-                "listing": self.listing,
+                "listing": self.source.listing,
+                "source": self.source.state(),
                 "task": self.task.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }

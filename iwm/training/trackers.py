@@ -34,7 +34,7 @@ def make_trackers(config: RunConfig, out: Path) -> list[Tracker]:
         if config.wandb:
             trackers.append(_WandB(config.wandb, out))
     except ImportError as error:
-        raise InvalidConfigError(f"{error}. Install it: pip install 'iwm[train]'") from error
+        raise InvalidConfigError(f"{error}. Install it: pip install 'iwm[train]', or wandb.") from error
     return trackers
 
 

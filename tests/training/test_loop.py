@@ -15,7 +15,7 @@ from torch import nn
 from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.training import schedules
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
-from iwm.training.data import CropDataset, StepSampler
+from iwm.training.data import CropDataset, FolderSource, StepSampler
 from iwm.training.loop import Task, TrainingError, prefer_plain_attention, train
 from iwm.training.run_folder import RunFolder
 
@@ -61,7 +61,7 @@ def start(tmp_path, paths):
     def run(task, *, resume=False, export=lambda done, seconds: None, name="run", **changes):
         config = _config(**changes)
         folder = RunFolder(tmp_path / name, config, resume=resume)
-        done = train(task, paths, SIZE, config, folder, export, listing=f"{len(paths)} images")
+        done = train(task, FolderSource(paths, SIZE, config, f"{len(paths)} images"), config, folder, export)
         return done, folder
 
     return run

@@ -1,0 +1,169 @@
+"""Images from tar shards or a dataset of the Hub, streamed, in an order that replays exactly.
+
+Hugging Face `datasets` reads the shards, in an order drawn from (seed, epoch). Rows are shuffled
+in blocks, each by a permutation drawn from (seed, epoch, block), and not through a running buffer,
+whose content no checkpoint could keep. The state of a stream is the place of the block it is in:
+a run resumes in the middle of a shard, on any number of processes, with nothing seen twice or
+skipped. Every process reads all rows and decodes its own.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iwm.actions import SampleKey
+from iwm.errors import InvalidConfigError, InvalidDataError, InvalidImageError
+from iwm.training.config import RunConfig
+from iwm.training.data import Batch, cropped
+from iwm.training.distributed import World
+
+BLOCK = 1024
+"""Rows that are shuffled together."""
+
+_BLOCK_STREAM = 8
+log = logging.getLogger(__name__)
+
+
+def is_stream(name: str) -> bool:
+    """Whether `--data` names a stream: `hf:...`, or tar files."""
+    return name.startswith("hf:") or name.endswith(".tar")
+
+
+class StreamSource:
+    """An endless stream of crops.
+
+    Args:
+        name: `hf:org/name[:split[:column]]` of the Hub, or a glob of tar shards in the
+            WebDataset layout, as in `shards/*.tar`.
+        size: side of the crops.
+        config: supplies seed, batch size and crops.
+
+    Raises:
+        InvalidDataError: no shards, or no column of images.
+        InvalidConfigError: the `datasets` package is missing.
+    """
+
+    def __init__(self, name: str, size: int, config: RunConfig) -> None:
+        self.size = size
+        self.config = config
+        self.listing = f"the stream {name}"
+        self._data, self._column = _open_stream(name, config.seed)
+        self._state: dict[str, Any] = {"epoch": 0, "block": 0, "offset": 0, "shards": None}
+
+    def state(self) -> dict[str, Any]:
+        """Where the batch that was yielded last ends."""
+        return dict(self._state)
+
+    def batches(self, first_step: int, world: World, state: dict[str, Any] | None) -> Iterator[Batch]:
+        """One process's share of every batch from `first_step` on.
+
+        Raises:
+            InvalidDataError: the run was not begun on a stream, or no image can be read.
+        """
+        if first_step and not state:
+            raise InvalidDataError("The checkpoint does not say where its stream was; begin another run.")
+        rows = self._rows(state or self._state)
+        share = self.config.batch_size // world.size
+        mine = range(world.rank * share, (world.rank + 1) * share)
+        with ThreadPoolExecutor(max(self.config.data.workers, 1)) as pool:
+            ahead: tuple[list[SampleKey], list[Future[Tensor | None]], dict[str, Any]] | None = None
+            for step in range(first_step, self.config.steps + 1):
+                coming = None
+                if step < self.config.steps:  # Decoded while the step before is trained.
+                    batch = [next(rows) for _ in range(self.config.batch_size)]
+                    own = [batch[row][:2] for row in mine]
+                    futures = [pool.submit(self._decode, key, content) for key, content in own]
+                    coming = [key for key, _ in own], futures, batch[-1][2]
+                if ahead:
+                    keys, decoded, after = ahead
+                    crops = _filled([future.result() for future in decoded])
+                    self._state = after
+                    epochs, indices = torch.tensor(keys).unbind(1)
+                    yield crops, epochs, indices
+                ahead = coming
+
+    def _rows(self, state: dict[str, Any]) -> Iterator[tuple[SampleKey, bytes, dict[str, Any]]]:
+        """Rows for ever: key, bytes of the image file, and the state after this row."""
+        epoch, block, offset, shards = (state[k] for k in ("epoch", "block", "offset", "shards"))
+        while True:
+            self._data.set_epoch(epoch)
+            if shards is not None:
+                self._data.load_state_dict(shards)
+            reader = iter(self._data)
+            empty = True
+            while True:
+                rows = [row[self._column]["bytes"] for row in itertools.islice(reader, BLOCK)]
+                if not rows:
+                    break
+                empty = False
+                rng = np.random.default_rng((self.config.seed, epoch, block, _BLOCK_STREAM))
+                order = rng.permutation(len(rows))
+                for place in range(offset, len(rows)):
+                    key = (epoch, block * BLOCK + int(order[place]))
+                    here = {"epoch": epoch, "block": block, "offset": place + 1, "shards": shards}
+                    yield key, rows[order[place]], here
+                block, offset, shards = block + 1, 0, self._data.state_dict()
+            if empty and block == 0:
+                raise InvalidDataError(f"{self.listing} is empty.")
+            epoch, block, offset, shards = epoch + 1, 0, 0, None
+
+    def _decode(self, key: SampleKey, content: bytes) -> Tensor | None:
+        try:
+            return cropped(content, key, self.size, self.config, f"image {key[1]} of {self.listing}")
+        except InvalidImageError as error:
+            log.warning("skipped: %s", error)
+            return None
+
+
+def _filled(crops: list[Tensor | None]) -> Tensor:
+    """A batch, in which the next readable crop takes the place of an unreadable one."""
+    if all(crop is None for crop in crops):
+        raise InvalidDataError("Not one image of a whole batch can be read; see the warnings above.")
+    for i in reversed(range(len(crops))):
+        if crops[i] is None:
+            crops[i] = next(c for j in range(1, len(crops)) if (c := crops[(i + j) % len(crops)]) is not None)
+    return torch.stack([crop for crop in crops if crop is not None])
+
+
+def _open_stream(name: str, seed: int) -> tuple[Any, str]:
+    """A streaming dataset whose shards are shuffled, and its column of images."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InvalidConfigError(
+            f"Streams need the package datasets: pip install 'iwm[train]' ({error})"
+        ) from error
+    try:
+        if name.startswith("hf:"):
+            repo, _, rest = name.removeprefix("hf:").partition(":")
+            split, _, column = rest.partition(":")
+            data = datasets.load_dataset(repo, split=split or "train", streaming=True)
+        else:
+            files = sorted(glob.glob(os.path.expanduser(name)))
+            if not files:
+                raise InvalidDataError(f"No tar shards match {name}.")
+            column = ""
+            data = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
+        features = data.features or data._resolve_features().features
+    except InvalidDataError:
+        raise
+    except Exception as error:  # The network, the Hub and every format have their own.
+        raise InvalidDataError(f"Cannot stream {name}: {type(error).__name__}: {error}") from error
+    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    if column and column not in images:
+        raise InvalidDataError(f'{name} has no column of images called "{column}"; it has {images}.')
+    if not images:
+        raise InvalidDataError(f"{name} has no column of images; its columns are {sorted(features)}.")
+    column = column or images[0]
+    data = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return data.shuffle(seed=seed, buffer_size=1), column
