@@ -20,6 +20,7 @@ from iwm.pretraining.task import PretrainTask
 from iwm.training.config import DataConfig
 from iwm.training.loop import TrainingError
 
+TIMING = {"images_per_second", "data_wait", "memory_mb"}
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "run.json", "state.pt", "student.safetensors"]
 
 # Trains like `iwm pretrain`, and sends a signal to its whole process group during one step.
@@ -59,7 +60,7 @@ def _run_in_child(config, data, out, number, step):
 
 def _metrics(out):
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]
+    return [{k: v for k, v in record.items() if k not in TIMING} for record in records]
 
 
 def _state(out):
@@ -96,10 +97,10 @@ def test_a_run_leaves_a_model_folder_and_its_records(config, whole):
     assert sorted(path.name for path in whole.iterdir()) == FILES
     records = _metrics(whole)
     assert [record["step"] for record in records] == list(range(1, 11))
-    assert all(
-        record.keys() == {"step", "loss", "lr", "weight_decay", "grad_norm", "target_std", "ema"}
-        for record in records
-    )
+    every_step = {"step", "loss", "lr", "weight_decay", "grad_norm", "target_std", "ema"}
+    monitored = {"effective_rank", "cosine", "online_apply_mrr", "online_undo_mrr"}
+    assert all(record.keys() == every_step for record in records[:-1])
+    assert records[-1].keys() == every_step | monitored
     assert from_dict(PretrainConfig, json.loads((whole / "run.json").read_text())) == config
     described = read_config(whole)
     assert described.replace(recipe={}, provenance={}) == config.model
@@ -154,11 +155,15 @@ def test_resuming_after_a_signal_is_bit_identical(
     _assert_same_run(out, whole)
 
 
-def test_a_used_folder_is_refused_without_resume(config, whole, photos):
-    before = {name: (whole / name).read_bytes() for name in FILES}
-    with pytest.raises(InvalidDataError, match=r"holds a training run already\. Add --resume"):
-        pretrain(config, [photos], whole)
-    assert {name: (whole / name).read_bytes() for name in FILES} == before
+def test_a_finished_run_stays_as_it_is_and_other_steps_need_resume(config, whole, photos):
+    weights = (whole / "model.safetensors").read_bytes()
+    assert pretrain(config, [photos], whole)
+    assert (whole / "model.safetensors").read_bytes() == weights
+    with pytest.raises(
+        InvalidConfigError, match=r"steps was 10, now 20\. .* or --resume to change the steps"
+    ):
+        pretrain(config.replace(steps=20), [photos], whole)
+    assert (whole / "model.safetensors").read_bytes() == weights
 
 
 def test_resuming_with_other_settings_names_them(config, whole, photos, make_config):

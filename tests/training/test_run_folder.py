@@ -29,10 +29,15 @@ def test_folder_is_created_with_the_configuration(tmp_path):
     assert from_dict(RunConfig, json.loads((run.path / "run.json").read_text())) == config
 
 
-def test_used_folder_is_refused_without_resume(used):
+def test_a_used_folder_goes_on_with_the_same_settings_alone(used):
     before = (used / "run.json").read_bytes()
-    with pytest.raises(InvalidDataError, match=r"holds a training run already\. Add --resume"):
+    assert RunFolder(used, RunConfig(), resume=False).has_state
+    with pytest.raises(InvalidConfigError, match=r"holds a run with other settings: seed was 0, now 1"):
         RunFolder(used, RunConfig(seed=1), resume=False)
+    with pytest.raises(
+        InvalidConfigError, match=r"steps was 1000, now 7\. .* or --resume to change the steps"
+    ):
+        RunFolder(used, RunConfig(steps=7), resume=False)
     assert (used / "run.json").read_bytes() == before
 
 
@@ -61,7 +66,10 @@ def test_resume_with_other_settings_names_every_change(used):
 
 
 def test_free_fields_may_change_on_resume(used):
-    config = RunConfig(steps=2000, device="cpu", log_every=7, checkpoint_every=9, data=DataConfig(workers=0))
+    config = RunConfig(
+        steps=2000, device="cpu", accumulate=2, log_every=7, checkpoint_every=9, monitor_every=3, tensorboard=True,
+        wandb="project", data=DataConfig(workers=0),
+    )  # fmt: skip
     defaults = RunConfig()
     changed = {
         f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(defaults, f.name)
