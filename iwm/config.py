@@ -306,7 +306,7 @@ class WorldModelConfig:
         if not isinstance(data, dict):
             raise InvalidConfigError("config.json must hold one JSON object.")
         version = data.get("format", FORMAT)
-        if str(version).isdecimal() and int(version) > FORMAT:
+        if isinstance(version, int) and version > FORMAT:
             # Before anything else: a newer file may have fields that we cannot judge.
             require(
                 False,

@@ -45,6 +45,8 @@ _STALE_SECONDS = 24 * 3600
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
 _REPO = re.compile(rf"(?P<forced>hf-hub:)?(?P<repo>{_PART}/{_PART})(@(?P<revision>[\w.-]+(/[\w.-]+)*))?")
+_NO_REVISION = re.compile(r"(^|/)(\.|/|$)|\.\.|[\x00-\x20\x7f~^:?*\[\\]")
+"""What git allows in no name; an address with `..` in it would mean another revision."""
 _log = logging.getLogger(__name__)
 
 
@@ -101,8 +103,11 @@ def fetch(
         InvalidConfigError: the config cannot be used.
         IncompatibleWeightsError: the weights are larger than the config allows.
     """
+    revision = revision or "main"
+    if _NO_REVISION.search(revision):
+        raise UnknownModelError(f"{repo} has no revision {revision!r}: no branch, tag or commit is called so.")
     pins = sha256_digests(sha256) if sha256 is not None else None
-    return _Fetch(repo, revision or "main", pins, options or HubOptions()).run(names)
+    return _Fetch(repo, revision, pins, options or HubOptions()).run(names)
 
 
 class _Fetch:
@@ -119,6 +124,8 @@ class _Fetch:
     def run(self, names: Collection[str] | None) -> Fetched:
         commit = self.revision if _COMMIT.fullmatch(self.revision) else self._resolve()
         receipt = self._receipt(commit)
+        if self.pins is None and not self.offline and not _knows(receipt, names):
+            receipt.files = dict(self._ask().files)
         if not {CONFIG_FILE, WEIGHTS_FILE} <= receipt.files.keys():
             if self.offline:
                 raise self._not_cached(WEIGHTS_FILE)
@@ -318,6 +325,13 @@ def _receipt_path(folder: Path) -> Path:
     return folder.parents[1] / ".iwm" / f"{folder.name}.json"
 
 
+def _knows(receipt: Receipt, names: Collection[str] | None) -> bool:
+    """Whether it speaks of these files, or (None) of all: the Hub gives sizes, a pin or a link none."""
+    if names is None:
+        return all(digest.size is not None for digest in receipt.files.values())
+    return receipt.files.keys() >= set(names)
+
+
 def _stored_digests(folder: Path) -> dict[str, Digest]:
     """What the Hub reported when another program filled the cache.
 
@@ -334,6 +348,7 @@ def _stored_digests(folder: Path) -> dict[str, Digest]:
 
 def _discard(path: Path) -> str:
     """Remove a bad file of the cache, with what it links to; says what was done."""
+    path = path.parent.resolve() / path.name  # Else a ".." in the name of the cache hides the root.
     root = path.parents[2]  # The repository's folder: nothing outside it is touched.
     try:
         while path.is_symlink():

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from iwm.errors import IWMError, UnknownModelError, WeightsUnavailableError
+from iwm.errors import InvalidConfigError, IWMError, UnknownModelError, WeightsUnavailableError
 from iwm.integrity import Digest, Verify
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ GRACE_SECONDS = 120.0
 SLOWEST_BYTES_PER_SECOND = 20_000
 """A file may take `GRACE_SECONDS` plus its size at this rate; then it counts as stalled."""
 
-_DOMAIN = "https://huggingface.co"
 T = TypeVar("T")
 
 
@@ -102,13 +101,16 @@ def ask(repo: str, revision: str, options: HubOptions) -> Report:
                 repo, revision=revision, timeout=REQUEST_SECONDS, files_metadata=True
             ),
         )
-        files = {
-            sibling.rfilename: Digest("sha256", sibling.lfs.sha256, sibling.lfs.size)
-            if sibling.lfs
-            else Digest("git", str(sibling.blob_id), sibling.size)
-            for sibling in info.siblings or ()
-            if KNOWN_FILES.fullmatch(sibling.rfilename)
-        }
+        try:
+            files = {
+                sibling.rfilename: Digest("sha256", sibling.lfs.sha256, sibling.lfs.size)
+                if sibling.lfs
+                else Digest("git", str(sibling.blob_id), sibling.size)
+                for sibling in info.siblings or ()
+                if KNOWN_FILES.fullmatch(sibling.rfilename)
+            }
+        except InvalidConfigError as error:
+            raise ValueError(str(error)) from error
         if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):
             raise ValueError(f"the commit is {info.sha!r}")
         return Report(str(info.sha), files)
@@ -138,10 +140,16 @@ def get(repo: str, name: str, revision: str, size: int | None, options: HubOptio
 
 
 def cached(repo: str, name: str, revision: str, options: HubOptions) -> Path | None:
-    """Where a file is in the cache, if it is."""
+    """Where a file is in the cache, if it is.
+
+    Raises:
+        UnknownModelError: `repo` can be no repository.
+        WeightsUnavailableError: the cache cannot be read.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repo, name, options.folder, revision)
+    with explained(repo, revision, name):
+        path = try_to_load_from_cache(repo, name, options.folder, revision)
     return Path(path) if isinstance(path, str) else None
 
 
@@ -183,7 +191,7 @@ def explained(repo: str, revision: str | None = None, name: str | None = None) -
 
 def answered(error: BaseException | None) -> bool:
     """Whether the Hub gave an answer, even if one that says no."""
-    status = _status(error)
+    status = _status(error) or _status(getattr(error, "__cause__", None))
     return status is not None and status < 500 and status != 429
 
 
@@ -194,11 +202,11 @@ def _status(error: BaseException | None) -> int | None:
 
 def _explanation(error: Exception, repo: str, revision: str | None, name: str | None) -> IWMError:
     """The sentence for a failure, most telling first."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # The client's words for "see the cause".
-    place = endpoint() or _DOMAIN
+    place = endpoint() or constants.ENDPOINT
     what = f"{name} of {repo}" if name else repo
     log_in = "log in with `hf auth login` or pass token=..."
     status = _status(error)
@@ -238,9 +246,9 @@ def _local_failure(error: Exception, what: str, place: str) -> str:
     """Failures without an answer: disk, network, time."""
     reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
     number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"No space left for {what} in the cache. Make room, or name another place with cache_dir=... ({reason})"
-    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM) or getattr(error, "filename", None):
         return (
             f"Cannot write {what} to the cache ({reason}). Name another place with cache_dir=... or HF_HOME."
         )

@@ -75,7 +75,7 @@ class Receipt:
             data = json.loads(path.read_bytes())
             files = {str(name): Digest(**digest) for name, digest in data["files"].items()}
             return cls(path, str(data["source"]), files, dict(data.get("hashed", {})))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def write(self) -> None:

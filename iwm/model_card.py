@@ -47,7 +47,7 @@ def scores(metrics: Json) -> dict[str, tuple[str, float]]:
         kind, value = (
             ("mrr", overall.get("mrr")) if isinstance(overall, dict) else ("accuracy", metric.get("accuracy"))
         )
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
             found[name] = (kind, float(value))
     return found
 
@@ -59,10 +59,11 @@ def datasets(provenance: Json) -> list[str]:
         return []
     names = []
     for folder in folders:
-        parts = PurePosixPath(str(folder.get("folder", "")) if isinstance(folder, dict) else "").parts
+        path = str(folder.get("folder", "")) if isinstance(folder, dict) else ""
+        parts = PurePosixPath(path.replace("\\", "/")).parts
         while parts and parts[-1].lower() in _SPLITS:
             parts = parts[:-1]
-        name = re.sub(r"[^\w.-]", "", parts[-1]) if parts else ""
+        name = re.sub(r"[^\w.-]", "", parts[-1]).strip(".-") if parts else ""
         if name and name not in names:
             names.append(name)
     return names
@@ -132,14 +133,15 @@ def _body(config: WorldModelConfig, repo_id: str) -> str:
         f"{'targets had grayscale, blur and solarize too' if config.actions.symmetric else 'targets had jitter alone'} |",
         f"| trained range | brightness, contrast, saturation, hue up to {strength.brightness}, {strength.contrast}, "
         f"{strength.saturation}, {strength.hue} from neutral |",
-        f"| licence of the weights | {config.license} |",
+        f"| licence of the weights | {_line(config.license)} |",
         "",
     ]
     measured = scores(config.metrics)
     if measured:
         lines += ["## Scores", "", "| metric | value | command |", "|---|---|---|"]
         lines += [
-            f"| {name} | {kind} {value:.3f} | `{config.metrics[name].get('command', 'not recorded')}` |"
+            f"| {_line(name)} | {kind} {value:.3f} | "
+            f"`{_line(config.metrics[name].get('command', 'not recorded'))}` |"
             for name, (kind, value) in measured.items()
         ]
         lines.append("")
@@ -154,7 +156,12 @@ def _training(config: WorldModelConfig) -> list[str]:
     if names:
         lines.append(f"- data: {', '.join(names)}")
     facts: dict[str, Any] = {key: value for key, value in config.provenance.items() if key != "data"}
-    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items()]
+    lines += [f"- {_line(key.replace('_', ' '))}: {_line(value)}" for key, value in facts.items()]
     if not lines:
         return ["Nothing is recorded about its training.", ""]
     return ["## Training", "", *lines, "", "Every setting stands in `config.json`.", ""]
+
+
+def _line(value: Any) -> str:
+    """Whatever a config holds as one line that fits into a cell of a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from iwm.checkpoint import CONFIG_FILE, STUDENT_FILE
 from iwm.config import WorldModelConfig
-from iwm.errors import IntegrityError, InvalidConfigError
+from iwm.errors import IntegrityError, InvalidConfigError, WeightsUnavailableError
 from iwm.hub import CARD_FILE, RepoName
 from iwm.hub_client import (
     GRACE_SECONDS,
@@ -68,7 +68,9 @@ def push(
     """Publish a model folder.
 
     Sends `config.json`, all weights, `LICENSE` where there is one, and `README.md`: the
-    folder's own, or else a model card written from the config.
+    folder's own, or else a model card written from the config. Weights of another model that
+    the repository holds under other names (a student, a task) go, in the same commit; earlier
+    commits keep them.
 
     Args:
         folder: a model folder; it is loaded first, strictly.
@@ -83,11 +85,16 @@ def push(
         IncompatibleWeightsError: the folder's weights do not fit its config.
         IntegrityError: what the Hub holds afterwards is not what was sent.
     """
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     name = RepoName.parse(repo_id)
     if name is None or name.revision is not None:
         raise InvalidConfigError(f'"{repo_id}" is no name for a repository; write "org/name".')
+    options = HubOptions(token=token)
+    if options.offline:
+        raise WeightsUnavailableError(
+            f"HF_HUB_OFFLINE is set, and {name.repo} cannot be published without a request; unset it."
+        )
     config = WorldModel.from_pretrained(folder).config
     if (folder / STUDENT_FILE).exists():
         WorldModel.from_pretrained(folder, branch="student")
@@ -96,14 +103,18 @@ def push(
     hub = client(token)
     with explained(name.repo):
         within(GRACE_SECONDS, lambda: hub.create_repo(name.repo, private=private, exist_ok=True))
-        operations = [CommitOperationAdd(file, content) for file, content in contents.items()]
+        there = ask(name.repo, "main", options).files
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(file, content) for file, content in contents.items()
+        ]
+        operations += [CommitOperationDelete(file) for file in there if file not in contents]
         commit = within(
             GRACE_SECONDS + size / SLOWEST_BYTES_PER_SECOND,
             lambda: hub.create_commit(
                 name.repo, operations, commit_message=message or f"{config.name}, sent by iwm push"
             ),
         )
-    report = ask(name.repo, str(commit.oid), HubOptions(token=token))
+    report = ask(name.repo, str(commit.oid), options)
     _check_received(contents, report, name.repo)
     sha256 = {file: _digest(content, "sha256") for file, content in contents.items() if file in report.files}
     return Published(config, HubFiles(repo=name.repo, revision=report.commit, sha256=sha256))
@@ -120,15 +131,18 @@ def _contents(folder: Path, config: WorldModelConfig, repo: str) -> dict[str, Pa
 
 
 def _check_received(contents: Mapping[str, Path | bytes], report: Report, repo: str) -> None:
+    for file in report.files.keys() - contents.keys():
+        raise IntegrityError(f"{repo}@{report.commit} holds {file}, which was not sent. Push again.")
     for file, content in contents.items():
         if not KNOWN_FILES.fullmatch(file):
             continue
         received = report.files.get(file)
-        found = received and _digest(content, received.algorithm)
-        if received is None or found != received.value:
+        algorithm = received.algorithm if received else "sha256"
+        expected = _digest(content, algorithm)
+        if received is None or expected != received.value:
             raise IntegrityError(
-                f"{file} of {repo}@{report.commit} is not what was sent: expected {found}, found "
-                f"{received}. Push again."
+                f"{file} of {repo}@{report.commit} is not what was sent: expected {algorithm} {expected}, found "
+                f"{received or 'no such file'}. Push again."
             )
 
 

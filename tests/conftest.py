@@ -1,6 +1,8 @@
 """A fixed seed, a small configuration and a Hub on loopback, shared by all tests."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -23,6 +25,7 @@ from iwm.config import (
 
 # Before the Hub's client is imported, which reads these once. No test reaches a user's cache or token.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="iwm-tests-hub-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

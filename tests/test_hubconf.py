@@ -1,6 +1,7 @@
 """torch.hub: entry points for every zoo name, from a fresh interpreter outside the repository."""
 
 import ast
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,7 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from hub_files import check_model, model_files, pinned_entry
 
+import iwm
+from iwm.errors import WeightsUnavailableError
 from iwm.zoo import ZOO
 
 REPO = Path(__file__).parents[1]
@@ -84,12 +89,61 @@ def third_party(path):
     return names - sys.stdlib_module_names - {"iwm"}
 
 
-def test_dependencies_are_what_the_loaded_modules_import(fresh):
-    assert "iwm.loading" in fresh["files"]
-    found = set().union(*(third_party(path) for path in [REPO / "hubconf.py", *fresh["files"].values()]))
+def declared_dependencies():
     declared = ast.parse((REPO / "hubconf.py").read_text())
     (value,) = (
         node.value for node in declared.body
         if isinstance(node, ast.Assign) and node.targets[0].id == "dependencies"
     )  # fmt: skip
-    assert sorted(ast.literal_eval(value)) == sorted(found)
+    return ast.literal_eval(value)
+
+
+def test_dependencies_are_what_the_loaded_modules_import(fresh):
+    assert "iwm.loading" in fresh["files"]
+    found = set().union(*(third_party(path) for path in [REPO / "hubconf.py", *fresh["files"].values()]))
+    assert sorted(declared_dependencies()) == sorted(found)
+
+
+def test_dependencies_can_be_imported():
+    assert all(importlib.util.find_spec(name) for name in declared_dependencies())
+
+
+def from_hub(entry, *words, **options):
+    return torch.hub.load(str(REPO), entry.replace("-", "_"), *words, source="local", **options)
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_every_name_at_random_weights(name, monkeypatch):
+    large = ZOO[name].config.parameters > 2e8
+    if large:  # Drawing truncated normals would take most of the time.
+        monkeypatch.setattr("iwm.world_model.init_weights", lambda model: None)
+    model = from_hub(name, pretrained=False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == ZOO[name].config.parameters
+    for part in ("encoder", "predictor", "actions", "preprocess", "name"):
+        assert getattr(model.config, part) == getattr(ZOO[name].config, part)
+    assert large or model.predictor.project_in.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].weights == "recipe only"])
+def test_recipes_say_how_to_train_them(name):
+    with pytest.raises(
+        WeightsUnavailableError, match=f"`iwm pretrain --recipe {name} --data FOLDER --out DIR`"
+    ):
+        from_hub(name)
+
+
+def test_the_embedded_weights():
+    assert from_hub("iwm-tiny").space == from_hub("load", "iwm-tiny").space == iwm.load().space
+
+
+def test_a_published_entry(hub, monkeypatch, tiny_config, tmp_path):
+    files = model_files(tmp_path / "made", tiny_config().replace(name="my-model"))
+    commit = hub.add_repo("org/tiny", files)
+    config = tiny_config().replace(name="my-model")
+    monkeypatch.setitem(ZOO, "my-model", pinned_entry(config, commit, files))
+    options = {"cache_dir": tmp_path / "cache"}
+    check_model(from_hub("my-model", **options), files)
+    hub.requests.clear()
+    check_model(from_hub("load", f"org/tiny@{commit}", local_files_only=True, **options), files)
+    assert from_hub("my-model", pretrained=False).config == config
+    assert not hub.requests

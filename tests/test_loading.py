@@ -1,10 +1,12 @@
 """From a name or a folder to a model, and the zoo's table."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hub_files import check_model, model_files, pinned_entry
 from torch.utils.flop_counter import FlopCounterMode
 
 import iwm
@@ -326,3 +328,51 @@ def test_a_path_is_never_a_zoo_name(tmp_path, monkeypatch, tiny_config):
     for folder in (Path("iwm-tiny"), "./iwm-tiny"):
         assert iwm.load(folder).config.encoder.width != ZOO["iwm-tiny"].config.encoder.width
     assert iwm.load("iwm-tiny").config.encoder.width == ZOO["iwm-tiny"].config.encoder.width
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_has_random_weights_by_the_seed(name, monkeypatch):
+    """At the widths of the entry; `tests/test_hubconf.py` builds all of its blocks."""
+    config = ZOO[name].config
+    shallow = config.replace(
+        encoder=replace(config.encoder, depth=1), predictor=replace(config.predictor, depth=1)
+    )
+    monkeypatch.setitem(ZOO, name, replace(ZOO[name], config=shallow, embedded=False))
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(load(name, pretrained=False))
+    assert all(model.config == shallow for model in drawn)
+    first, again, other = (dict(model.named_parameters()) for model in drawn)
+    for key, tensor in first.items():
+        assert torch.equal(tensor, again[key]), key
+        assert torch.equal(tensor, other[key]) == (key.endswith("bias") or "norm" in key), key
+
+
+@pytest.mark.parametrize("entry", list(ZOO.values()), ids=NAMES)
+def test_the_zoos_table_is_whole(entry):
+    assert re.fullmatch(r"iwm-[a-z0-9-]+", entry.name)
+    assert entry.name.replace("-", "_").isidentifier()
+    assert entry.summary
+    assert entry.embedded == (entry.folder / "model.safetensors").is_file()
+    assert {**entry.config.recipe, **entry.config.provenance, **entry.config.metrics} == {}
+    if entry.hub:
+        assert re.fullmatch("[0-9a-f]{40}", entry.hub.revision)
+        assert entry.hub.sha256.keys() >= {"config.json", "model.safetensors"}
+        assert all(re.fullmatch("[0-9a-f]{64}", value) for value in entry.hub.sha256.values())
+
+
+def test_a_published_entry_loads_by_its_name(hub, monkeypatch, tiny_config, tmp_path):
+    files = model_files(tmp_path / "made", tiny_config().replace(name="my-model"), student=True)
+    commit = hub.add_repo("org/tiny", files)
+    entry = pinned_entry(tiny_config().replace(name="my-model"), commit, files)
+    monkeypatch.setitem(ZOO, "my-model", entry)
+    assert (find_entry("my-model"), entry.weights, list_models("my-*")) == (entry, "hub", ["my-model"])
+    options = {"cache_dir": tmp_path / "cache"}
+    with pytest.raises(WeightsUnavailableError, match="iwm download"):
+        load("my-model", local_files_only=True, **options)
+    check_model(load("my-model", **options), files)
+    hub.requests.clear()
+    check_model(load("my-model", local_files_only=True, **options), files)
+    assert not hub.requests
+    assert load("my-model", branch="student", **options).space != load("my-model", **options).space

@@ -26,13 +26,16 @@ def download_command(
     """Download models and verify every file; afterwards they load without a network."""
     import re
 
+    from iwm.errors import SaveError
     from iwm.hub_client import HubOptions
     from iwm.loading import download
 
     options = HubOptions(cache_dir=cache_dir, token=token, verify=verify)  # type: ignore[arg-type]
-    for name in names:
-        short = re.split("[/@]", name.partition("@")[0])[-1]
-        target = to / short if to and len(names) > 1 else to
+    folders = {name: re.split("[/@]", name.partition("@")[0])[-1] for name in names}
+    if to and len(set(folders.values())) < len(folders):
+        raise SaveError(f"Two of the models would be in one folder of {to}; name them one by one.")
+    for name, short in folders.items():
+        target = to / short if to and len(folders) > 1 else to
         folder = download(name, target, options)
         place = str(target) if target else name
         console.print(f'{name}: verified, in {folder}. Load it: iwm.load("{place}")')

@@ -111,7 +111,7 @@ def knn_command(
         )
         console.print(f"random encoder {report.random_encoder:.1%}, most frequent class {report.chance:.1%}")
     if folder is not None:
-        record_metric(folder, f"knn-{k}-{val.as_posix().strip('/')}", result)
+        record_metric(folder, f"knn-{k}-{'/'.join(val.absolute().parts[-2:])}", result)
 
 
 def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from iwm import __version__
 from iwm.cli import demo, download, encode, evaluate, models, pretrain, push, search
+from iwm.cli.options import printable
 from iwm.errors import IWMError
 
 app = typer.Typer(
@@ -77,6 +78,6 @@ def main() -> None:
     try:
         app()
     except IWMError as error:
-        words = Text.assemble(("Error: ", "bold red"), str(error))
+        words = Text.assemble(("Error: ", "bold red"), printable(str(error).replace("\n", " ")))
         Console(stderr=True, highlight=False, soft_wrap=True).print(words)
         sys.exit(1)

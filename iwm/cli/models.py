@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iwm.cli.options import AsJson, console, print_json
+from iwm.cli.options import AsJson, console, print_json, printable
 
 if TYPE_CHECKING:
     from iwm.config import WorldModelConfig
     from iwm.zoo import ZooEntry
+
+
+_HEADLINES = {
+    "apply": ("apply-mrr-full-100x256", "apply-mrr-jitter-100x256"),
+    "undo": ("undo-mrr-full-100x256",),
+    "20-NN": ("knn-20-imagenette/val", "knn-20-"),
+}
+"""Columns of scores (MRR, MRR, accuracy), and the metrics they show: the first that was measured."""
 
 
 def list_command(
@@ -31,14 +39,13 @@ def list_command(
         return
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "parameters", "input", "weights", "licence", "apply-MRR"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for column in ("name", "params", "input", "weights", "licence", *_HEADLINES):
         table.add_column(column, no_wrap=True)
     for row in rows:
-        score = _headline(row["metrics"])
         table.add_row(
             row["name"], _millions(row["parameters"]), f"{row['input']} px", row["weights"],
-            row["license"].partition(" (")[0], "" if score is None else f"{score:.3f}",
+            row["license"].partition(" (")[0], *_headline(row["metrics"]),
         )  # fmt: skip
     console.print(table)
     console.print("\nMore about one: iwm info NAME", style="dim")
@@ -87,12 +94,11 @@ def info_command(
 
 
 def _say(text: str, style: str | None = None) -> None:
-    """Print lines; a stranger's config may hold bytes that a terminal would obey."""
-    console.print("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text), style=style)
+    console.print(printable(text), style=style)
 
 
 def _say_pairs(values: dict[str, str]) -> None:
-    width = max(12, *map(len, values))
+    width = min(40, max(12, *map(len, values)))
     for key, value in values.items():
         _say(f"  {key:{width}} {value}")
 
@@ -159,10 +165,13 @@ def _headlines(metrics: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _headline(metrics: dict[str, Any]) -> float | None:
-    """apply-MRR at the standard size: of the full distribution where it was measured, else of jitter."""
+def _headline(metrics: dict[str, Any]) -> list[str]:
+    """A model's scores in the columns of `_HEADLINES`, where they were measured."""
     from iwm.model_card import scores
 
     measured = scores(metrics)
-    names = (f"apply-mrr-{drawn}-100x256" for drawn in ("full", "jitter"))
-    return next((measured[name][1] for name in names if name in measured), None)
+    cells = []
+    for prefixes in _HEADLINES.values():
+        found = next((measured[n][1] for p in prefixes for n in measured if n.startswith(p)), None)
+        cells.append("" if found is None else f"{found:.3f}")
+    return cells

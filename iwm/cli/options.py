@@ -102,6 +102,11 @@ def check_output(path: Path) -> None:
         raise SaveError(f"Cannot write {path}: no permission to write in {existing}.")
 
 
+def printable(text: str) -> str:
+    """Text without characters that a terminal would obey: strangers' files may hold some."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON document on standard output."""
     print(json.dumps(value, indent=2))

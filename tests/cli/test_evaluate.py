@@ -177,7 +177,7 @@ def test_a_knn_record_is_named_after_the_neighbours_and_the_folder(
     words = ["eval", "knn", "--train", "set/train", "-m", model_folder, "-k", 2, "--record", "--val"]
     for val in ("set/val", "set/val/", "./set/val", classes[1]):
         assert command(*words, val).code == 0
-    expected = {"knn-2-set/val", f"knn-2-{classes[1].as_posix()[1:]}"}
+    expected = {"knn-2-set/val", f"knn-2-{'/'.join(classes[1].parts[-2:])}"}
     assert read_config(model_folder).metrics.keys() == expected
 
 

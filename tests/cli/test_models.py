@@ -1,11 +1,14 @@
 """`iwm list` and `iwm info`: as tables for people and as JSON that holds the same."""
 
 import json
+import re
 
 import pytest
+from hub_files import model_files, pinned_entry
 
 import iwm
 from iwm.checkpoint import read_config
+from iwm.model_card import CITATION
 from iwm.zoo import ZOO
 
 
@@ -36,7 +39,7 @@ def test_list_shows_every_model_on_one_line(command):
     shown = command("list")
     assert (shown.code, shown.err) == (0, "")
     heading, *lines = shown.out.splitlines()
-    assert heading.split() == ["name", "parameters", "input", "weights", "licence", "apply-MRR"]
+    assert heading.split() == ["name", "params", "input", "weights", "licence", "apply", "undo", "20-NN"]
     rows = {row["name"]: row for row in command("list", "--json").json}
     for line, (name, row) in zip(lines, rows.items(), strict=False):
         assert len(line) <= 80
@@ -71,13 +74,16 @@ def test_list_shows_a_recorded_score(command, monkeypatch, model_folder):
         ("apply-mrr-full", "unspecified"),
         ("apply-mrr-full-12x256", "unspecified"),
         ("apply-mrr-full-100x64", "unspecified"),
-        ("undo-mrr-full-100x256", "unspecified"),
+        ("undo-mrr-full-100x256", "0.625"),
+        ("undo-mrr-jitter-100x256", "unspecified"),
+        ("knn-20-elsewhere/val", "0.625"),
+        ("knn-5-imagenette/val", "unspecified"),
         ("transfer-mrr-full-100x256", "unspecified"),
     ],
 )
 def test_list_shows_scores_of_the_standard_size_alone(command, monkeypatch, model_folder, name, score):
     config = json.loads((model_folder / "config.json").read_text())
-    config["metrics"] = {name: {"overall": {"mrr": 0.625}}}
+    config["metrics"] = {name: {"accuracy": 0.625} if "knn" in name else {"overall": {"mrr": 0.625}}}
     (model_folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("iwm.zoo.ZooEntry.folder", model_folder)
     assert command("list", "iwm-tiny").out.splitlines()[1].split()[-1] == score
@@ -189,3 +195,188 @@ def test_info_shows_whatever_json_a_config_holds(command, model_folder, tmp_path
 
 def test_info_of_a_name_too_long_for_a_file(command):
     assert "No model, folder or repository is called" in command("info", "a" * 300).error
+
+
+def test_list_tells_of_every_entry_where_its_weights_are(command):
+    rows = {row["name"]: row for row in command("list", "--json").json}
+    assert {name: row["weights"] for name, row in rows.items()} == {
+        name: "embedded" if name == "iwm-tiny" else "recipe only" for name in ZOO
+    }
+    for name, row in rows.items():
+        assert row["parameters"] == ZOO[name].config.parameters
+        assert row["license"] == ZOO[name].config.license
+    embedded = read_config(ZOO["iwm-tiny"].folder).metrics
+    assert [row["metrics"] for row in rows.values()] == [embedded] + [{}] * (len(ZOO) - 1)
+    first, *others = command("list").out.splitlines()[1 : len(ZOO) + 1]
+    apply, undo = (embedded[f"{p}-mrr-full-100x256"]["overall"]["mrr"] for p in ("apply", "undo"))
+    knn = embedded["knn-20-imagenette/val"]["accuracy"]
+    assert first.split()[-3:] == [f"{score:.3f}" for score in (apply, undo, knn)]
+    assert all(re.search(r"recipe only +none yet *$", line) for line in others)
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_info_of_every_entry(command, name):
+    shown = command("info", name).out
+    config = read_config(ZOO[name].folder) if ZOO[name].embedded else ZOO[name].config
+    encoder, predictor = (f"{count / 1e6:.1f} M parameters" for count in config.counts)
+    side, weights = config.preprocess.size, ZOO[name].weights
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert lines[0] == f"{name}: {ZOO[name].summary}"
+    for pattern in (
+        rf"encoder ViT .*, {encoder}", rf"world model .*, {predictor}", rf"input {side} px .*",
+        rf"weights {weights}", rf"licence {re.escape(config.license)}", r"iwm pretrain --recipe .*",
+    ):  # fmt: skip
+        assert any(re.fullmatch(pattern, line) for line in lines), pattern
+    assert lines.index("train it") < lines.index("cite")
+    assert CITATION in shown
+    assert command("info", name, "--json").json.items() >= json.loads(config.to_json()).items()
+
+
+@pytest.fixture
+def files(tiny_config, tmp_path):
+    """The files of a model whose config says more than the zoo's."""
+    config = tiny_config().replace(
+        name="pinned", license="mit", recipe={"command": "iwm pretrain --data a"}, provenance={"steps": 5},
+        metrics={"apply-mrr-full-100x256": {"overall": {"mrr": 0.875}, "command": "iwm eval mrr --data a"}},
+    )  # fmt: skip
+    return model_files(tmp_path / "made", config)
+
+
+@pytest.fixture
+def pinned(hub, files, tiny_config, monkeypatch, tmp_path):
+    """The commit of `org/tiny`, which the zoo calls `pinned`; the cache is empty."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    commit = hub.add_repo("org/tiny", files)
+    config = tiny_config().replace(name="pinned", license="mit (by the zoo)")
+    monkeypatch.setitem(ZOO, "pinned", pinned_entry(config, commit, files))
+    return commit
+
+
+def test_a_published_entry_before_and_after_it_is_in_the_cache(hub, pinned, command):
+    count = f"{ZOO['pinned'].config.parameters:,}"
+    assert command("list", "pinned").out.splitlines()[1].split() == [
+        "pinned",
+        count,
+        "32",
+        "px",
+        "hub",
+        "mit",
+    ]
+    (row,) = command("list", "pinned", "--json").json
+    assert (row["weights"], row["license"], row["metrics"]) == ("hub", "mit (by the zoo)", {})
+    shown = command("info", "pinned").words
+    assert f"weights hub: org/tiny@{pinned}" in shown
+    assert "licence mit (by the zoo)" in shown
+    assert "iwm pretrain --recipe pinned --data FOLDER --out DIR" in shown
+    assert not hub.requests
+    iwm.load("pinned")
+    hub.requests.clear()
+    assert command("list", "pinned").out.splitlines()[1].split()[-2:] == ["mit", "0.875"]
+    (row,) = command("list", "pinned", "--json").json
+    assert (row["weights"], row["license"]) == ("hub", "mit")
+    assert row["metrics"]["apply-mrr-full-100x256"]["overall"] == {"mrr": 0.875}
+    shown = command("info", "pinned").words
+    for words in (f"weights hub: org/tiny@{pinned}", "licence mit", "steps 5", "0.875 iwm eval mrr --data a"):
+        assert words in shown
+    assert "iwm pretrain --data a" in shown
+    assert not hub.requests
+
+
+def test_a_damaged_config_in_the_cache_is_not_shown(pinned, command, tmp_path):
+    iwm.load("pinned")
+    (path,) = (tmp_path / "cache").glob("models--org--tiny/snapshots/*/config.json")
+    path.resolve().write_text(path.read_text().replace("0.875", "0.975"))
+    assert command("list", "pinned", "--json").json[0]["metrics"] == {}
+
+
+@pytest.mark.parametrize("name", ["org/tiny", "org/tiny@main", "hf-hub:org/tiny"])
+def test_info_of_a_repository_fetches_its_config_alone(hub, pinned, command, name):
+    shown = command("info", name)
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith(f"pinned, in {name}\n")
+    for words in (f"weights in {name}", "licence mit", "steps 5", "0.875 iwm eval mrr --data a"):
+        assert words in shown.words
+    assert hub.requests
+    assert not [request for request in hub.requests if "safetensors" in request.path + request.subject]
+    assert command("info", name, "--json").json["provenance"] == {"steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("org/none", "There is no org/none"), ("org/tiny@none", 'org/tiny has no revision "none"')],
+)
+def test_info_of_a_repository_that_is_not_there(pinned, command, name, message):
+    assert message in command("info", name).error
+
+
+def test_info_of_a_repository_without_a_network(pinned, command, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "Check the network" in command("info", "org/tiny").error
+
+
+HOSTILE = "\x1b[2J\x1b]0;pwned\x07\x9b31m\r\b\x00\u202e"
+
+
+def check_harmless(text):
+    """Nothing in it moves a cursor, clears a screen or turns text around."""
+    assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_a_strangers_words_reach_no_terminal_raw(hub, command, files, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    config = json.loads(files["config.json"]) | {
+        "recipe": {"command": f"command{HOSTILE}"},
+        "provenance": {f"key{HOSTILE}": f"value{HOSTILE}", "data": [{"folder": HOSTILE, "images": HOSTILE}]},
+        "metrics": {
+            f"metric{HOSTILE}": {"accuracy": 0.5, "command": HOSTILE},
+            "odd": HOSTILE,
+            "list": [HOSTILE],
+        },
+    }
+    hub.add_repo("org/hostile", files | {"config.json": json.dumps(config).encode()})
+    shown = command("info", "org/hostile")
+    assert (shown.code, shown.err) == (0, "")
+    check_harmless(shown.out)
+    for start in ("command", "key", "value", "metric"):
+        assert start + r"\x1b[2J\x1b]0;pwned\x07\x9b31m\r\x08\x00\u202e" in shown.out
+    shown = command("info", "org/hostile", "--json")
+    check_harmless(shown.out)
+    assert shown.json["recipe"] == config["recipe"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {f"field{HOSTILE}\nx": 1},
+        {"name": f"a{HOSTILE}\n"},
+        {"license": HOSTILE},
+        {"encoder": {"depth": HOSTILE}},
+    ],
+)
+def test_errors_about_a_strangers_config_are_one_harmless_line(
+    hub, command, files, monkeypatch, tmp_path, odd
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.add_repo(
+        "org/hostile", files | {"config.json": json.dumps(json.loads(files["config.json"]) | odd).encode()}
+    )
+    check_harmless(command("info", "org/hostile").error)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), "0.5", [0.5], None, True])
+def test_scores_that_are_none(command, model_folder, monkeypatch, value):
+    config = json.loads((model_folder / "config.json").read_text())
+    config["metrics"] = {"apply-mrr-full-100x256": {"overall": {"mrr": value}}, "knn": {"accuracy": value}}
+    (model_folder / "config.json").write_text(json.dumps(config))
+    shown = command("info", model_folder)
+    assert shown.code == 0
+    assert "apply-mrr-full-100x256" in shown.out
+    monkeypatch.setattr("iwm.zoo.ZooEntry.folder", model_folder)
+    assert command("list", "iwm-tiny").out.splitlines()[1].split()[-1] == "unspecified"
+
+
+def test_a_long_key_does_not_widen_the_others(command, model_folder):
+    config = json.loads((model_folder / "config.json").read_text())
+    config["provenance"] = {"k" * 100_000: 1} | {f"fact{i}": i for i in range(100)}
+    (model_folder / "config.json").write_text(json.dumps(config))
+    assert len(command("info", model_folder).out) < 120_000
