@@ -105,7 +105,9 @@ def fetch(
     """
     revision = revision or "main"
     if _NO_REVISION.search(revision):
-        raise UnknownModelError(f"{repo} has no revision {revision!r}: no branch, tag or commit is called so.")
+        raise UnknownModelError(
+            f"{repo} has no revision {revision!r}: no branch, tag or commit is called so."
+        )
     pins = sha256_digests(sha256) if sha256 is not None else None
     return _Fetch(repo, revision, pins, options or HubOptions()).run(names)
 

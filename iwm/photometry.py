@@ -10,7 +10,6 @@ Shapes: images are `[B, 3, H, W]` floats in [0, 1]; a parameter is `[B]`; `param
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +41,15 @@ def transform(images: Tensor, params: Tensor) -> Tensor:
     operations = (
         adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue, grayscale, gaussian_blur, solarize,
     )  # fmt: skip
+    out = images
     for operation, identity, column in zip(operations, IDENTITY, params.unbind(1), strict=True):
-        images = _on_active(images, column, identity, operation)
-    return images
+        rows = (column != identity).nonzero().squeeze(1)
+        if 0 < len(rows) == len(images):
+            out = operation(out, column)
+        elif len(rows):  # The samples away from identity only: exact, and no work for the rest.
+            out = images.clone() if out is images else out
+            out.index_copy_(0, rows, operation(out[rows], column[rows]))
+    return out
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -70,19 +75,19 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     with `k = (n + 6 h) mod 6`, where V is the maximum and C the chroma.
     """
     red, green, blue = images.unbind(1)
-    value, minimum = images.amax(1), images.amin(1)
-    chroma = value - minimum
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
     scale = chroma.clamp_min(torch.finfo(images.dtype).tiny).reciprocal_()
     sector = torch.where(
-        value == red,
-        (green - blue) * scale,
-        torch.where(value == green, (blue - red) * scale + 2.0, (red - green) * scale + 4.0),
+        value == green, (blue - red).mul_(scale).add_(2.0), (red - green).mul_(scale).add_(4.0)
     )
+    sector = torch.where(value == red, (green - blue).mul_(scale), sector)
     sector += 6.0 * turns.view(-1, 1, 1)
     out = torch.empty_like(images)
     for channel, offset in enumerate((5.0, 3.0, 1.0)):
-        k = torch.remainder(sector + offset, 6.0)
-        ramp = torch.minimum(k, 4.0 - k).clamp_(0.0, 1.0)
+        k = sector + offset
+        k -= torch.floor(k / 6.0).mul_(6.0)  # Twice as fast as torch.remainder on a CPU.
+        ramp = k.sub_(2.0).abs_().neg_().add_(2.0).clamp_(0.0, 1.0)  # min(k, 4 - k)
         torch.addcmul(value, chroma, ramp, value=-1.0, out=out[:, channel])
     return out
 
@@ -121,18 +126,6 @@ def solarize(images: Tensor, on: Tensor) -> Tensor:
     """Invert the values of at least 0.5 where `on` `[B]` is not zero."""
     flip = (_per_sample(on) != 0) & (images >= SOLARIZE_THRESHOLD)
     return torch.where(flip, 1.0 - images, images)
-
-
-def _on_active(
-    images: Tensor, column: Tensor, identity: float, operation: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Run `operation` on the samples away from identity only: exact, and no work for the rest."""
-    rows = (column != identity).nonzero().squeeze(1)
-    if len(rows) == 0:
-        return images
-    if len(rows) == len(images):
-        return operation(images, column)
-    return images.index_copy(0, rows, operation(images[rows], column[rows]))
 
 
 def _per_sample(parameter: Tensor) -> Tensor:

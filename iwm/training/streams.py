@@ -1,8 +1,9 @@
 """Images from tar shards or a dataset of the Hub, streamed, in an order that replays exactly.
 
-Hugging Face `datasets` reads the shards, in an order drawn from (seed, epoch). Rows are shuffled
-in blocks, each by a permutation drawn from (seed, epoch, block), and not through a running buffer,
-whose content no checkpoint could keep. The state of a stream is the place of the block it is in:
+Hugging Face `datasets` reads the shards, one after another, in an order drawn from (seed, epoch).
+Rows are shuffled in blocks, each by a permutation drawn from (seed, epoch, block), and not through
+a running buffer, whose content no checkpoint could keep: its own `shuffle` holds such a buffer and
+loses a row at every resume. The state of a stream is the place of the block it is in:
 a run resumes in the middle of a shard, on any number of processes, with nothing seen twice or
 skipped. Every process reads all rows and decodes its own.
 """
@@ -10,7 +11,6 @@ skipped. Every process reads all rows and decodes its own.
 from __future__ import annotations
 
 import glob
-import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -31,6 +31,10 @@ BLOCK = 1024
 """Rows that are shuffled together."""
 
 _BLOCK_STREAM = 8
+_SHARD_STREAM = 10
+Cell = dict[str, Any]
+"""An undecoded image of `datasets`: `bytes`, or where those are None a `path` to fetch."""
+
 log = logging.getLogger(__name__)
 
 
@@ -57,7 +61,7 @@ class StreamSource:
         self.size = size
         self.config = config
         self.listing = f"the stream {name}"
-        self._data, self._column = _open_stream(name, config.seed)
+        self._data, self._column = _open_stream(name)
         self._state: dict[str, Any] = {"epoch": 0, "block": 0, "offset": 0, "shards": None}
 
     def state(self) -> dict[str, Any]:
@@ -92,19 +96,12 @@ class StreamSource:
                     yield crops, epochs, indices
                 ahead = coming
 
-    def _rows(self, state: dict[str, Any]) -> Iterator[tuple[SampleKey, bytes, dict[str, Any]]]:
-        """Rows for ever: key, bytes of the image file, and the state after this row."""
+    def _rows(self, state: dict[str, Any]) -> Iterator[tuple[SampleKey, Cell, dict[str, Any]]]:
+        """Rows for ever: key, image, and the state after this row."""
         epoch, block, offset, shards = (state[k] for k in ("epoch", "block", "offset", "shards"))
         while True:
-            self._data.set_epoch(epoch)
-            if shards is not None:
-                self._data.load_state_dict(shards)
-            reader = iter(self._data)
             empty = True
-            while True:
-                rows = [row[self._column]["bytes"] for row in itertools.islice(reader, BLOCK)]
-                if not rows:
-                    break
+            for rows, following in self._blocks(epoch, shards):
                 empty = False
                 rng = np.random.default_rng((self.config.seed, epoch, block, _BLOCK_STREAM))
                 order = rng.permutation(len(rows))
@@ -112,17 +109,58 @@ class StreamSource:
                     key = (epoch, block * BLOCK + int(order[place]))
                     here = {"epoch": epoch, "block": block, "offset": place + 1, "shards": shards}
                     yield key, rows[order[place]], here
-                block, offset, shards = block + 1, 0, self._data.state_dict()
+                block, offset, shards = block + 1, 0, following
             if empty and block == 0:
                 raise InvalidDataError(f"{self.listing} is empty.")
             epoch, block, offset, shards = epoch + 1, 0, 0, None
 
-    def _decode(self, key: SampleKey, content: bytes) -> Tensor | None:
+    def _blocks(
+        self, epoch: int, state: dict[str, Any] | None
+    ) -> Iterator[tuple[list[Cell], dict[str, Any]]]:
+        """An epoch's rows in blocks, each with the state in which the next one begins."""
+        rng = np.random.default_rng((self.config.seed, epoch, 0, _SHARD_STREAM))
+        order = rng.permutation(self._data.num_shards)
+        done, within = (state["done"], state["within"]) if state else (0, None)
+        rows: list[Cell] = []
+        while done < len(order):
+            shard = self._data.shard(num_shards=len(order), index=int(order[done]))
+            if within is not None:
+                shard.load_state_dict(within)
+            try:
+                for row in shard:
+                    rows.append(row[self._column] or {"bytes": b"", "path": None})
+                    if len(rows) == BLOCK:
+                        yield rows, {"done": done, "within": shard.state_dict()}
+                        rows = []
+            except Exception as error:  # The network and every format have their own.
+                raise InvalidDataError(
+                    f"{self.listing} breaks off: {type(error).__name__}: {error}. Where that can be "
+                    "mended, the same command goes on from the last checkpoint."
+                ) from error
+            done, within = done + 1, None
+        if rows:
+            yield rows, {"done": done, "within": None}
+
+    def _decode(self, key: SampleKey, cell: Cell) -> Tensor | None:
+        content, path = cell["bytes"], cell["path"]
+        name = f"{path or f'image {key[1]}'} of {self.listing}"
         try:
-            return cropped(content, key, self.size, self.config, f"image {key[1]} of {self.listing}")
+            return cropped(_fetched(path) if content is None else content, key, self.size, self.config, name)
         except InvalidImageError as error:
             log.warning("skipped: %s", error)
             return None
+
+
+def _fetched(path: str) -> bytes:
+    """An image that a dataset lists without its content, as folders of images on the Hub do."""
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            content: bytes = file.read()
+    except Exception as error:  # The network and every file system have their own.
+        raise InvalidDataError(f"Cannot fetch {path}: {type(error).__name__}: {error}") from error
+    return content
 
 
 def _filled(crops: list[Tensor | None]) -> Tensor:
@@ -135,8 +173,8 @@ def _filled(crops: list[Tensor | None]) -> Tensor:
     return torch.stack([crop for crop in crops if crop is not None])
 
 
-def _open_stream(name: str, seed: int) -> tuple[Any, str]:
-    """A streaming dataset whose shards are shuffled, and its column of images."""
+def _open_stream(name: str) -> tuple[Any, str]:
+    """A streaming dataset of undecoded images, and their column."""
     try:
         import datasets
     except ImportError as error:
@@ -165,5 +203,4 @@ def _open_stream(name: str, seed: int) -> tuple[Any, str]:
     if not images:
         raise InvalidDataError(f"{name} has no column of images; its columns are {sorted(features)}.")
     column = column or images[0]
-    data = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return data.shuffle(seed=seed, buffer_size=1), column
+    return data.select_columns([column]).cast_column(column, datasets.Image(decode=False)), column
