@@ -321,8 +321,9 @@ def uniforms(seed: int, keys: Sequence[SampleKey], *, stream: int, count: int) -
     import torch
 
     epochs_indices = np.array(keys, dtype=np.uint64).reshape(-1, 2)
-    state = np.full(len(epochs_indices), seed, dtype=np.uint64)
-    for word in (*epochs_indices.T, np.uint64(stream)):
+    words = [seed >> bits & 2**64 - 1 for bits in range(0, max(seed.bit_length(), 1), 64)]
+    state = np.full(len(epochs_indices), words[0], dtype=np.uint64)
+    for word in (*map(np.uint64, words[1:]), *epochs_indices.T, np.uint64(stream)):
         state = _mixed(_mixed(state) + word)
     columns = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     bits = _mixed(state[:, None] + columns)

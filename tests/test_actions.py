@@ -14,9 +14,11 @@ from iwm.actions import (
     CLEAN,
     Action,
     Photometry,
+    _mixed,
     draw_photometry,
     encode_photometry,
     stack_actions,
+    uniforms,
 )
 from iwm.config import STRENGTHS, VECTOR_SIZE, PhotometryDistribution
 from iwm.errors import InvalidActionError, InvalidImageError
@@ -225,6 +227,91 @@ def test_seed_epoch_index_and_stream_all_count():
     assert len({tuple(d.tolist()) for d in draws}) == 16
 
 
+def test_the_generator_is_splitmix64():
+    """The published first outputs for the seed 1234567."""
+    golden = 0x9E3779B97F4A7C15
+    states = np.array([(1234567 + k * golden) % 2**64 for k in range(5)], dtype=np.uint64)
+    assert _mixed(states).tolist() == [
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+        16408922859458223821,
+    ]  # fmt: skip
+
+
+def mixed_by_hand(z):
+    """In integers of any length, cut to 64 bits."""
+    z = (z + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1, 2**64 - 1])
+def test_uniforms_by_hand(seed):
+    keys = [(0, 0), (3, 2**40), (2**63, 1)]
+    drawn = uniforms(seed, keys, stream=5, count=3)
+    for row, (epoch, index) in zip(drawn.tolist(), keys, strict=True):
+        state = seed
+        for word in (epoch, index, 5):
+            state = mixed_by_hand((mixed_by_hand(state) + word) % 2**64)
+        bits = [mixed_by_hand((state + k * 0x9E3779B97F4A7C15) % 2**64) >> 11 for k in (1, 2, 3)]
+        assert row == [b / 2**53 for b in bits]
+
+
+def test_uniforms_depend_on_their_own_key_alone():
+    keys = [(epoch, index) for epoch in (0, 1, 9) for index in (0, 1, 5, 2**33)]
+    together = uniforms(3, keys, stream=2, count=6)
+    assert (together.shape, together.dtype) == ((12, 6), torch.float64)
+    assert torch.equal(torch.cat([uniforms(3, [key], stream=2, count=6) for key in keys]), together)
+    assert torch.equal(uniforms(3, keys[::-1], stream=2, count=6).flip(0), together)
+    assert torch.equal(uniforms(3, keys, stream=2, count=2), together[:, :2])
+    assert uniforms(3, [], stream=2, count=6).shape == (0, 6)
+    assert uniforms(3, keys, stream=2, count=0).shape == (12, 0)
+
+
+def test_every_part_of_the_key_gives_other_uniforms():
+    parts = [(s, (e, i), t) for s in (0, 1, 2, 2**64 - 1, 2**64, 2**64 + 1, 2**200) for e in range(4)
+             for i in range(4) for t in range(4)]  # fmt: skip
+    drawn = torch.cat([uniforms(s, [key], stream=t, count=2) for s, key, t in parts])
+    assert len(drawn.unique()) == 2 * len(parts)
+
+
+def test_uniforms_are_uniform():
+    u = uniforms(11, [(epoch, index) for epoch in range(4) for index in range(8000)], stream=1, count=8)
+    assert 0 <= u.min() < 1e-4
+    assert 1 - 1e-4 < u.max() < 1
+    n = u.numel()
+    assert u.mean().item() == pytest.approx(1 / 2, abs=5 / math.sqrt(12 * n))
+    assert u.var().item() == pytest.approx(1 / 12, rel=0.01)
+    for values in (u.flatten(), *u.T):
+        counts = torch.histc(values, 256, 0, 1)
+        expected = len(values) / 256
+        chi_square = ((counts - expected) ** 2 / expected).sum().item()
+        assert chi_square == pytest.approx(255, abs=6 * math.sqrt(2 * 255))
+        steps = torch.arange(1, len(values) + 1) / len(values)
+        furthest = (values.sort().values - steps).abs().max().item()
+        assert furthest * math.sqrt(len(values)) < 2.2  # Kolmogorov and Smirnov; 1.36 at 5 %.
+    last_bits = (u * 2**53 % 2).mean().item()
+    assert last_bits == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(n))
+
+
+def test_uniforms_of_neighbours_are_unrelated():
+    side, count = 200, 6
+    keys = [(epoch, index) for epoch in range(side) for index in range(side)]
+    u = uniforms(1, keys, stream=4, count=count).view(side, side, count) - 0.5
+    others = [uniforms(s, keys, stream=t, count=count).view_as(u) - 0.5 for s, t in ((2, 4), (1, 5))]
+    pairs = {
+        "epochs": (u[1:], u[:-1]), "indices": (u[:, 1:], u[:, :-1]), "columns": (u[..., 1:], u[..., :-1]),
+        "seeds": (u, others[0]), "streams": (u, others[1]), "transposed": (u, u.transpose(0, 1)),
+        "shifted": (u[:, 1:, :-1], u[:, :-1, 1:]),
+    }  # fmt: skip
+    for name, (one, other) in pairs.items():
+        if name == "transposed":
+            off = ~torch.eye(side, dtype=torch.bool)
+            one, other = one[off], other[off]
+        correlation = (one * other).mean().item() * 12
+        assert abs(correlation) < 5 / math.sqrt(one.numel()) * (1.5 if name == "transposed" else 1), name
+
+
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_draw_statistics(strength):
     d = STRENGTHS[strength]
@@ -276,6 +363,10 @@ def test_sample():
         > 0.1
         >= max(abs(a.target.hue) for a in Action.sample(40, "paper"))
     )
+
+
+def test_a_seed_of_any_length_can_be_drawn_from():
+    assert len({tuple(Action.sample(3, seed=seed)) for seed in (0, 2**63, 2**64, 2**64 + 1, 10**40)}) == 5
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,41 @@ def test_parameters_are_counted_without_building(layout, conditioning, encoding,
     )
 
 
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+@pytest.mark.parametrize(("side", "conditioning"), [(64, "sequence"), (32, "feature"), (8, "adaln")])
+def test_learned_positions_are_counted_too(positions, side, conditioning):
+    encoder = dataclasses.replace(CUSTOM.encoder, positions=positions, image_size=side)
+    config = CUSTOM.replace(
+        encoder=encoder, predictor=PredictorConfig(width=36, depth=2, conditioning=conditioning)
+    )
+    check_counts(config)
+    plain = config.replace(encoder=dataclasses.replace(encoder, positions="sincos"))
+    more = (side // 8) ** 2 * 64 if positions == "learned" else 0
+    assert config.parameters - plain.parameters == config.counts[0] - plain.counts[0] == more
+    assert WorldModelConfig.from_json(config.to_json()) == config
+
+
+def test_positions_are_of_two_kinds():
+    with pytest.raises(InvalidConfigError, match=r'encoder\.positions is "learnt"\. Did you mean "learned"'):
+        EncoderConfig(positions="learnt")
+    written = json.loads(CUSTOM.to_json())
+    del written["encoder"]["positions"]  # As versions before have written it.
+    assert WorldModelConfig.from_json(json.dumps(written)) == CUSTOM
+
+
+def test_a_model_of_learned_positions_keeps_them_on_the_disk(tmp_path):
+    encoder = dataclasses.replace(CUSTOM.encoder, positions="learned", image_size=32)
+    model = WorldModel(CUSTOM.replace(encoder=encoder))
+    torch.nn.init.normal_(model.encoder.position_table)
+    model.save_pretrained(tmp_path)
+    loaded = WorldModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.encoder.position_table, model.encoder.position_table.half().float())
+    assert loaded.space == model.space
+    with torch.no_grad():
+        loaded.encoder.position_table[3] += 0.1
+    assert loaded.space != model.space
+
+
 @pytest.mark.parametrize("name", list(ZOO))
 def test_parameters_of_every_entry(name):
     check_counts(ZOO[name].config)

@@ -1,10 +1,12 @@
 """The encoder against timm's VisionTransformer and plain loops."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
 from iwm.encoder import Encoder, normalize_tokens, sincos_positions, take_tokens
@@ -176,3 +178,46 @@ def test_take_tokens_by_loop():
         [torch.stack([tokens[b, n] for n in row]) for b, row in enumerate(indices.tolist())]
     )
     assert torch.equal(take_tokens(tokens, indices), expected)
+
+
+@pytest.fixture
+def learned(tiny_config):
+    """An encoder whose positions are weights."""
+    config = tiny_config()
+    model = Encoder(dataclasses.replace(config.encoder, positions="learned"), config.preprocess).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 48), (16, 40), (8, 8)])
+def test_learned_positions_are_resampled_to_any_grid_as_timm_does(learned, height, width):
+    grid = [height // 8, width // 8]
+    table = resample_abs_pos_embed(learned.position_table[None], grid, [4, 4], num_prefix_tokens=0)
+    images = torch.rand(2, 3, height, width)
+    x = learned.patch_embed((images - learned.mean) / learned.std) + table
+    for block in learned.blocks:
+        x = block(x)
+    torch.testing.assert_close(learned(images), F.layer_norm(x, (48,), eps=1e-6), atol=1e-5, rtol=1e-5)
+    if grid == [4, 4]:
+        assert torch.equal(table[0], learned.position_table)
+
+
+def test_learned_positions_follow_the_visible_patches(learned):
+    images = torch.rand(2, 3, 32, 32)
+    order = torch.randperm(16)
+    shuffled = learned(images, order.expand(2, -1))
+    torch.testing.assert_close(shuffled, learned(images)[:, order], atol=1e-4, rtol=1e-4)
+
+
+def test_learned_positions_are_a_weight_like_any_other(learned, encoder):
+    assert learned.state_dict().keys() == encoder.state_dict().keys() | {"position_table"}
+    assert learned.position_table.shape == (16, 48)
+    learned.requires_grad_(True)
+    (learned(torch.rand(2, 3, 32, 32)) * torch.randn(2, 16, 48)).sum().backward()
+    assert (learned.position_table.grad.abs().sum(dim=1) > 0).all()
+    before = (
+        learned(torch.rand(1, 3, 32, 32)).dtype,
+        learned.to(torch.float64)(torch.rand(1, 3, 48, 32)).dtype,
+    )
+    assert before == (torch.float32, torch.float64)

@@ -7,6 +7,7 @@ without weights. A LayerScale is folded into the layers before it, which changes
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from iwm.errors import IncompatibleWeightsError, UnknownModelError, WeightsUnava
 _LEFT_BEHIND = re.compile(
     r"(cls_token|reg_token|dist_token|norm|fc_norm|head|head_drop|attn_pool)(\..*)?|head.*"
 )
+_PREFIXES = ("cls_token", "reg_token", "dist_token")
 _SCALES = (("ls1.gamma", "attn.proj"), ("ls2.gamma", "mlp.fc2"))
 
 
@@ -148,9 +150,13 @@ def translate(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
         kept[f"{block}.{layer}.bias"] = kept[f"{block}.{layer}.bias"] * gamma
     if "pos_embed" in kept:
         table = kept.pop("pos_embed")[0]
-        kept["position_table"] = table[
-            len(table) - int(len(table) ** 0.5) ** 2 :
-        ]  # Prefix tokens come first.
+        square = math.isqrt(len(table)) ** 2
+        prefix = sum(state[name].shape[1] for name in _PREFIXES if name in state)
+        if len(table) - square > prefix:
+            raise IncompatibleWeightsError(
+                f"{source} has {len(table)} positions, which is no square grid of patches."
+            )
+        kept["position_table"] = table[len(table) - square :]  # Prefix tokens come first.
     return kept
 
 

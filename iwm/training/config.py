@@ -111,4 +111,4 @@ class RunConfig:
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; it must be at least 1.")
         require(self.monitor_every >= 0, f"monitor_every is {self.monitor_every}; use 0 for never.")
-        require(self.seed >= 0, f"seed is {self.seed}; it must be at least 0.")
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be 0 to 2^63 - 1.")

@@ -101,8 +101,8 @@ def cropped(image: Path | bytes, key: SampleKey, size: int, config: RunConfig, n
     Raises:
         InvalidImageError: it cannot be read.
     """
-    (low, _), (_, widest) = config.data.crop_scale, config.data.crop_aspect
-    decoded = open_rgb(image, at_least=math.ceil(size * math.sqrt(widest / low)), name=name)
+    (low, _), (tall, wide) = config.data.crop_scale, config.data.crop_aspect
+    decoded = open_rgb(image, at_least=math.ceil(size * math.sqrt(max(wide, 1 / tall) / low)), name=name)
     rng = np.random.default_rng((config.seed, *key, _CROP_STREAM))
     box = random_crop(decoded.width, decoded.height, config, rng)
     crop = decoded.resize((size, size), Image.Resampling.BILINEAR, box=box)

@@ -9,11 +9,16 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 
 import iwm
 from iwm.checkpoint import read_config
 from iwm.config import from_dict
 from iwm.pretraining.config import PretrainConfig
+from iwm.pretraining.estimate import estimate
+from iwm.pretraining.recipes import find_recipe
 
 
 def _steps(out):
@@ -164,3 +169,127 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_command_to_go_on(
     assert command(*shlex.split(told[2])[1:]).code == 0
     assert read_config(out).provenance["steps"] == 300
     assert _steps(out) == list(range(1, 301))
+
+
+def _numbers(text):
+    return [float(number.replace(",", "")) for number in re.findall(r"[\d,]*\d(?:\.\d+)?(?:e\+\d+)?", text)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("iwm-equi-18-384", []),
+        ("iwm-tiny", ["--deadline", "2"]),
+        ("iwm-tiny-inv", ["--out", "run", "--data", "nowhere", "--resume"]),
+    ],
+)
+def test_a_dry_run_prints_the_estimate_needs_nothing_and_writes_nothing(
+    command, monkeypatch, tmp_path, recipe, options
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    done = command("pretrain", "--recipe", recipe, "--dry-run", *options)
+    assert (done.code, done.err) == (0, "")
+    lines = [line.split(maxsplit=1) for line in done.out.replace("world model ", "world_model ").splitlines()]
+    shown = {name: _numbers(text) for name, text in lines}
+    config = find_recipe(recipe)
+    e = estimate(config)
+    hours = 2.0 if "--deadline" in options else 24.0
+    assert shown["parameters"] == pytest.approx([e.encoder / 1e6, e.predictor / 1e6], abs=0.051)
+    assert shown["run"] == [config.steps, config.batch_size, config.steps * config.batch_size]
+    flops = e.flops_per_image
+    assert shown["FLOPs"] == pytest.approx([flops / 1e9, flops * e.images], rel=5e-3)
+    assert shown["visible"] == [round(100 * e.visible)]
+    assert shown["world_model"] == pytest.approx([e.predictor_share], abs=0.0051)
+    memory = [e.weights_bytes / 2**30, e.activation_bytes / 2**30]
+    assert shown["memory"][:2] == pytest.approx(memory, abs=0.051)
+    pace = e.images / (hours * 3600)
+    # As they are printed: whole images, and two decimals of TFLOP/s.
+    assert shown["pace"] == [float(f"{pace:.0f}"), hours, float(f"{pace * flops / 1e12:.2f}")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_takes_overrides_and_the_processes_of_torchrun(command, monkeypatch, pretrain_words):
+    words = ["pretrain", "--recipe", "iwm-tiny", "--dry-run", "--steps", 30, *pretrain_words]
+    alone = command(*words).out
+    assert "30 steps of 4: 120 images" in alone
+    assert "0.0 M encoder" in alone
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "(4 processes, accumulate 1)" in " ".join(command(*words).out.split())
+    assert "No option --model.encoder.dept" in command(*words, "--model.encoder.dept", 3).error
+    assert "coarse is 2.0" in command(*words, "--coarse", 2).error
+
+
+def test_a_deadline_of_nothing_is_refused(command):
+    shown = command("pretrain", "--recipe", "iwm-tiny", "--dry-run", "--deadline", 0)
+    assert (shown.code, "Invalid value for '--deadline'" in shown.words) == (2, True)
+
+
+@pytest.mark.parametrize("given", [[], ["--data"], ["--out"]])
+def test_data_and_folder_are_asked_for(command, tmp_path, photos, given):
+    values = {"--data": photos, "--out": tmp_path / "run"}
+    words = [word for name in given for word in (name, values[name])]
+    error = command("pretrain", "--recipe", "iwm-tiny", *words).error
+    assert error == "Error: Name the images and a folder for the run: --data FOLDER --out DIR\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_world_model_for_a_frozen_encoder_of_a_file(command, photos, pretrain_words, tmp_path):
+    vit = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, class_token=False, global_pool="avg"
+    )
+    torch.nn.init.normal_(vit.pos_embed)
+    file, out = tmp_path / "my vit.safetensors", tmp_path / "run"
+    save_file(vit.state_dict(), file)
+    words = [
+        "pretrain",
+        "--recipe",
+        "iwm-tiny",
+        "--data",
+        photos,
+        "--out",
+        out,
+        "--steps",
+        2,
+        *pretrain_words,
+    ]
+    words += ["--init-encoder", file, "--freeze-encoder", "--model.predictor.mlp_ratio", 2]
+    error = command(*words, "--model.encoder.depth", 2).error
+    assert "does not fit the encoder" in error
+    assert error.rstrip().endswith("Its sizes: --model.encoder.depth 1")
+    assert not out.exists()
+    assert command(*words).code == 0
+    for name in ("model.safetensors", "student.safetensors"):
+        stored = load_file(out / name)
+        table = stored.get("position_table", stored.get("encoder.position_table"))
+        assert torch.equal(table, vit.pos_embed[0].half())
+    typed = shlex.split(read_config(out).recipe["command"])
+    assert (
+        typed[typed.index("--freeze_encoder" if "--freeze_encoder" in typed else "--freeze-encoder") + 1]
+        == "true"
+    )
+    file.unlink()
+    before = (out / "model.safetensors").read_bytes()
+    assert command(*typed[1:], "--resume", "--steps", 3).code == 0
+    assert read_config(out).provenance["steps"] == 3
+    assert (out / "model.safetensors").read_bytes() != before
+
+
+def test_boolean_options_of_a_run(command, photos, pretrain_words, tmp_path):
+    out = tmp_path / "run"
+    words = [
+        "pretrain",
+        "--recipe",
+        "iwm-tiny",
+        "--data",
+        photos,
+        "--out",
+        out,
+        "--steps",
+        1,
+        *pretrain_words,
+    ]
+    assert command(*words, "--tensorboard", "--model.actions.symmetric", "false").code == 0
+    settings = json.loads((out / "run.json").read_text())
+    assert (settings["tensorboard"], settings["model"]["actions"]["symmetric"]) == (True, False)
+    assert list((out / "tensorboard").glob("events.*"))

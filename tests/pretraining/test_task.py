@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from iwm.actions import encode_photometry
 from iwm.pretraining.config import MaskConfig
 from iwm.pretraining.masks import draw_masks
+from iwm.pretraining.monitors import monitor
 from iwm.pretraining.task import PretrainTask
-from iwm.pretraining.views import make_views
+from iwm.pretraining.views import Views, make_views
 from iwm.training.config import OptimConfig
 from iwm.training.optimizer import adamw, set_schedule
 
@@ -40,23 +41,29 @@ def make_task(make_config):
 
 
 @torch.no_grad()
-def _loss_by_hand(task, crops, step):
+def _loss_by_hand(task, crops, step, coarse=False):
     config = task.config
-    masks = draw_masks(config.masks, (4, 4), seed=config.seed, step=step, keys=KEYS)
+    grid = (2, 2) if coarse else (4, 4)
+    masks = draw_masks(config.masks, grid, seed=config.seed, step=step, keys=KEYS)
     squares, count = 0.0, 0
     for i, key in enumerate(KEYS):
         views = make_views(crops[i : i + 1], config.model.actions, seed=config.seed, keys=[key])
         action = encode_photometry(views.params, config.model.actions.encoding)
+        if coarse:
+            small = [
+                F.interpolate(view, scale_factor=0.5, mode="area") for view in (views.source, views.target)
+            ]
+            views = Views(*small, views.params)
         visible = masked = None
         if masks is not None:
             visible, masked = (part[i : i + 1] for part in masks)
         source = task.student(views.source, visible)
         everywhere = task.model.encoder(views.target)
         if config.model.predictor.layout == "append" and masks is not None:
-            predictions = task.model.predictor(source, action, (4, 4), visible, masked)
+            predictions = task.model.predictor(source, action, grid, visible, masked)
             targets = torch.stack([everywhere[0, position] for position in masked[0].tolist()])[None]
         else:
-            predictions = task.model.predictor(source, action, (4, 4), visible)
+            predictions = task.model.predictor(source, action, grid, visible)
             targets = everywhere
         assert predictions.shape == targets.shape
         for prediction, target in zip(predictions[0], targets[0], strict=True):
@@ -183,3 +190,64 @@ def test_state_restores_everything(make_task, make_config):
     assert other(_crops(), 0, KEYS)[0].item() != expected
     other.load_state_dict(trained.state_dict())
     assert other(_crops(), 0, KEYS)[0].item() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind['layout']}-{kind['conditioning']}")
+@pytest.mark.parametrize(("coarse", "last"), [(0.3, 2), (0.25, 2), (1.0, 9)])
+def test_the_first_share_of_steps_sees_views_of_half_the_size(make_task, kind, coarse, last):
+    task = make_task(coarse=coarse, seed=2, steps=10, **kind)
+    for step in {0, last, last + 1} - {10}:
+        loss, scalars = task(_crops(), step, KEYS)
+        expected = _loss_by_hand(task, _crops(), step, coarse=step <= last)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        other = _loss_by_hand(task, _crops(), step, coarse=step > last)
+        assert abs(other - expected) > 1e-4
+        assert scalars["target_std"] > 0
+
+
+def test_a_frozen_encoder_gets_no_gradient_and_stays_with_its_teacher(make_config):
+    task = PretrainTask(make_config(freeze_encoder=True))
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    assert task.trained() == [task.model.predictor]
+    optimizer = adamw(task.trained(), OptimConfig(weight_decay=0.5))
+    task(_crops(), 0, KEYS)[0].backward()
+    for module in (task.student, task.model.encoder):
+        assert all(p.grad is None and not p.requires_grad for p in module.parameters())
+    set_schedule(optimizer, 0.01, 0.5)
+    optimizer.step()
+    assert task.after_step(0) == {"ema": 1.0}
+    moved = {name for name, tensor in task.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if name.startswith("model.predictor.")}
+
+
+def test_without_freezing_the_student_is_trained_too(make_config):
+    task = PretrainTask(make_config())
+    assert task.trained() == [task.student, task.model.predictor]
+    assert all(p.requires_grad for p in task.student.parameters())
+
+
+@pytest.mark.parametrize(("symmetric", "step"), [(False, 3), (True, 0)])
+def test_the_monitor_sees_the_target_views_of_the_batch(make_task, symmetric, step):
+    task = make_task(symmetric=symmetric, seed=3, clean=0.4)
+    views = make_views(_crops(), task.config.model.actions, seed=3, keys=KEYS)
+    assert task.monitor(_crops(), step, KEYS) == monitor(task.model, _crops(), views.target)
+    assert all(p.grad is None for p in task.parameters())
+
+
+def test_a_collapse_needs_a_low_spread_for_some_steps_after_the_warmup(make_config):
+    config = make_config(steps=100, collapse_below=0.02, optim=OptimConfig(warmup=0.2))
+
+    def first(spreads):
+        task = PretrainTask(config)
+        seen = (i for i, s in enumerate(spreads) if task.collapse({"step": i, "target_std": s}))
+        return next(seen, None)
+
+    assert first([0.0] * 100) == 37  # 0.9 to the power of 38 is the first below 0.02.
+    assert first([0.021] * 100) is None
+    assert first([0.5] * 10 + [0.0] * 90) == 43  # 0.67 falls to 0.02 in 34 steps.
+    assert first(([0.0] * 10 + [0.5]) * 9) is None
+    late = PretrainTask(config.replace(optim=OptimConfig(warmup=0.9)))
+    assert [bool(late.collapse({"step": i, "target_std": 0.0})) for i in (88, 89)] == [False, False]
+    for _ in range(40):
+        late.collapse({"step": 0, "target_std": 0.0})
+    assert [bool(late.collapse({"step": i, "target_std": 0.0})) for i in (89, 90)] == [False, True]

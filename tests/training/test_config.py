@@ -32,7 +32,10 @@ from iwm.training.config import DataConfig, OptimConfig, RunConfig
         (RunConfig, "batch_size", 0),
         (RunConfig, "log_every", 0),
         (RunConfig, "checkpoint_every", 0),
+        (RunConfig, "accumulate", 0),
+        (RunConfig, "monitor_every", -1),
         (RunConfig, "seed", -1),
+        (RunConfig, "seed", 2**63),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(kind, field, value):

@@ -7,11 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from iwm.errors import InvalidDataError
+from iwm.errors import InvalidDataError, InvalidImageError
+from iwm.training import data as data_module
 from iwm.training.config import DataConfig, RunConfig
-from iwm.training.data import CropDataset, StepSampler, check_readable, make_loader, random_crop
+from iwm.training.data import (
+    CropDataset,
+    FolderSource,
+    StepSampler,
+    check_readable,
+    cropped,
+    make_loader,
+    random_crop,
+)
+from iwm.training.distributed import World
 
 
 def _write(path, width, height, seed=0):
@@ -186,3 +196,96 @@ def test_readability_is_checked_before_any_worker_starts(tmp_path, caplog):
     with pytest.raises(InvalidDataError, match=r"None of the 2 images can be read; the first is .*a\.jpg"):
         check_readable(bad)
     check_readable([*bad, _write(tmp_path / "c.png", 8, 8)])
+
+
+def _photo(path, width, height, mode="RGB", orientation=1):
+    """Smooth colours under some grain, like a photograph."""
+    rng = np.random.default_rng(width)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 50, width // 50, 3), dtype=np.uint8))
+    smooth = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=float)
+    grain = smooth + rng.normal(0, 6, (height, width, 1))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(grain.clip(0, 255).astype(np.uint8)).convert(mode).save(path, quality=92, exif=exif)
+    return path
+
+
+def _crop_by_hand(path, key, size, config):
+    """Of the whole decoded image, without any short cut."""
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    rng = np.random.default_rng((config.seed, *key, 1))
+    box = random_crop(image.width, image.height, config, rng)
+    crop = np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return torch.from_numpy(crop[:, ::-1].copy() if rng.random() < config.data.flip else crop).permute(
+        2, 0, 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "orientation", "bound"),
+    [
+        ((1200, 904), "RGB", 1, 1),
+        ((1200, 904), "RGB", 6, 1),
+        ((704, 1000), "L", 1, 1),
+        ((704, 1000), "CMYK", 3, 1),
+        ((701, 1001), "RGB", 1, 6),  # A side that four does not divide is rounded up.
+    ],
+)
+def test_crops_of_a_large_jpeg_are_those_of_all_its_pixels(
+    tmp_path, monkeypatch, size, mode, orientation, bound
+):
+    path = _photo(tmp_path / "photo.jpg", *size, mode, orientation)
+    sizes = []
+    opened = data_module.open_rgb
+    monkeypatch.setattr(
+        data_module, "open_rgb", lambda *a, **k: sizes.append((i := opened(*a, **k)).size) or i
+    )
+    apart = []
+    for index in range(12):
+        crop = cropped(path, (0, index), 64, _config())
+        apart.append(
+            (crop.float() - _crop_by_hand(path, (0, index), 64, _config()).float()).abs().mean().item()
+        )
+    assert all(min(side) < min(size) for side in sizes)
+    assert max(apart) < bound  # Of 255; crops of other boxes differ by some thirty.
+
+
+@pytest.mark.parametrize("name", ["small.jpg", "large.png"])
+def test_crops_of_other_files_are_bit_identical_to_those_of_all_pixels(tmp_path, name):
+    path = _photo(tmp_path / name, 200, 150) if name == "small.jpg" else _write(tmp_path / name, 900, 700)
+    for index in range(6):
+        expected = _crop_by_hand(path, (1, index), 48, _config())
+        assert torch.equal(cropped(path, (1, index), 48, _config()), expected)
+        assert torch.equal(cropped(path.read_bytes(), (1, index), 48, _config()), expected)
+
+
+@pytest.mark.parametrize("aspect", [(0.75, 4 / 3), (0.25, 1.0), (1.0, 4.0), (2.0, 3.0), (0.2, 0.5)])
+def test_no_crop_is_enlarged_from_an_image_that_has_the_pixels(tmp_path, monkeypatch, aspect):
+    path = _photo(tmp_path / "photo.jpg", 1600, 1600)
+    boxes = []
+
+    def spy(*arguments):
+        boxes.append(random_crop(*arguments))
+        return boxes[-1]
+
+    monkeypatch.setattr(data_module, "random_crop", spy)
+    config = _config(data=DataConfig(crop_scale=(0.3, 0.31), crop_aspect=aspect))
+    for index in range(40):
+        cropped(path, (0, index), 64, config)
+    assert min(min(right - left, bottom - top) for left, top, right, bottom in boxes) >= 64
+
+
+def test_bytes_that_are_no_image_are_named():
+    with pytest.raises(InvalidImageError, match=r"Cannot read row 3 as an image"):
+        cropped(b"no image", (0, 0), 8, _config(), "row 3")
+
+
+def test_a_folder_has_nothing_to_remember(paths):
+    source = FolderSource(paths, 16, _config(), "5 images")
+    assert (source.state(), source.listing) == (None, "5 images")
+    whole = list(source.batches(2, World(torch.device("cpu"))))
+    assert len(whole) == 4
+    halves = [list(source.batches(2, World(torch.device("cpu"), rank, 2), {"any": 1})) for rank in (0, 1)]
+    for one, first, second in zip(whole, *halves, strict=True):
+        assert all(torch.equal(a, torch.cat(parts)) for a, *parts in zip(one, first, second, strict=True))

@@ -16,7 +16,8 @@ from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.training import schedules
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.data import CropDataset, FolderSource, StepSampler
-from iwm.training.loop import Task, TrainingError, prefer_plain_attention, train
+from iwm.training.distributed import World
+from iwm.training.loop import Task, TrainingError, _Trainer, prefer_plain_attention, train
 from iwm.training.run_folder import RunFolder
 
 SIZE = 4
@@ -326,3 +327,118 @@ def test_a_state_that_lacks_something_is_refused(start, tmp_path):
     folder.save_state({"step": 1})
     with pytest.raises(InvalidDataError, match="lacks listing, optimizer, seconds, task"):
         start(LinearTask(), resume=True)
+
+
+class Watched(LinearTask):
+    """Monitors and may see a collapse; remembers what it was shown."""
+
+    def __init__(self, collapses_at=None):
+        super().__init__()
+        self.collapses_at = collapses_at
+        self.monitored = []
+        self.shown = []
+
+    def monitor(self, crops, step, keys):
+        self.monitored.append((step, len(crops), list(keys), self.layer.weight.detach().clone()))
+        return {"watched": float(step)}
+
+    def collapse(self, record):
+        self.shown.append(record)
+        return "all is one (see the log)" if record["step"] == self.collapses_at else None
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "logged"),
+    [
+        ({"monitor_every": 3}, [3, 6, 9, 10], {3: 3, 6: 6, 9: 9, 10: 10}),
+        ({"monitor_every": 3, "log_every": 4}, [3, 6, 9, 10], {4: 3, 8: 6, 10: 10}),
+        ({"monitor_every": 50}, [10], {10: 10}),
+        ({"monitor_every": 0}, [], {}),
+    ],
+    ids=str,
+)
+def test_monitoring_falls_on_its_steps_and_goes_into_the_next_line(start, changes, steps, logged):
+    task = Watched()
+    _, folder = start(task, **changes)
+    assert [step for step, *_ in task.monitored] == steps
+    assert {r["step"]: r["watched"] for r in _metrics(folder) if "watched" in r} == logged
+    seen = dict(task.seen)
+    for step, count, keys, _ in task.monitored:  # The batch that was trained last.
+        assert (count, keys) == (2, seen[step - 1])
+    if steps:
+        assert torch.equal(task.monitored[-1][-1], task.layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"), [(2, "There is no checkpoint yet"), (6, r"The checkpoint of step 4 in .*run is good")]
+)
+def test_a_collapse_stops_the_run_before_its_step_is_taken(start, tmp_path, step, words):
+    task = Watched(collapses_at=step)
+    with pytest.raises(
+        TrainingError, match=rf"^Collapse at step {step}: all is one \(see the log\)\. {words}"
+    ):
+        start(task)
+    assert [record["step"] for record in task.shown] == list(range(step + 1))
+    assert all(record.keys() == {"step", "loss", "brightness"} for record in task.shown)
+    same = LinearTask()
+    before = []
+    same.at[step] = lambda: before.append(same.layer.weight.detach().clone())
+    start(same, name="same")
+    assert torch.equal(task.layer.weight, before[0])
+    folder = RunFolder(tmp_path / "run", _config(), resume=True)
+    assert [record["step"] for record in _metrics(folder)] == list(range(1, step + 1))
+    assert folder.has_state == (step == 6)
+
+
+def _gradients(task, folder, crops, keys, **changes):
+    config = _config(batch_size=len(crops), **changes)
+    trainer = _Trainer(
+        task, FolderSource([], SIZE, config), config, folder, print, World(torch.device("cpu"))
+    )
+    scalars = trainer._backward(crops, 0, keys)
+    return scalars, [p.grad.clone() for p in task.parameters()]
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 6, 12])
+def test_accumulated_pieces_have_the_loss_and_gradient_of_the_whole_batch(tmp_path, pieces):
+    crops = torch.randint(0, 256, (12, 3, SIZE, SIZE), dtype=torch.uint8)
+    keys = [(0, i) for i in range(12)]
+    folder = RunFolder(tmp_path / "run", _config(), resume=False)
+    whole, gradients = _gradients(LinearTask(), folder, crops, keys)
+    task = LinearTask()
+    scalars, accumulated = _gradients(task, folder, crops, keys, accumulate=pieces)
+    assert scalars == {name: pytest.approx(value, rel=1e-6) for name, value in whole.items()}
+    assert scalars["brightness"] == pytest.approx(crops.float().mean().item(), rel=1e-6)
+    for one, other in zip(accumulated, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert [key for _, part in task.seen for key in part] == keys
+    assert {len(part) for _, part in task.seen} == {12 // pieces}
+
+
+def test_an_accumulated_run_is_the_same_run_and_may_go_on_in_other_pieces(start):
+    _, whole = start(LinearTask(), name="whole", batch_size=4)
+    signals = iter([signal.SIGINT])  # Once, and not in every piece.
+    start(
+        LinearTask({4: lambda: [os.kill(os.getpid(), n) for n in signals] and None}),
+        batch_size=4,
+        accumulate=4,
+    )
+    _, folder = start(LinearTask(), resume=True, batch_size=4, accumulate=2)
+    for one, other in zip(_metrics(folder), _metrics(whole), strict=True):
+        for name in ("step", "loss", "grad_norm", "brightness"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4)
+
+
+@pytest.mark.parametrize(("processes", "multiple"), [(1, 3), (2, 6)])
+def test_a_batch_that_cannot_be_cut_evenly_is_refused_before_anything_is_written(
+    tmp_path, paths, processes, multiple
+):
+    config = _config(batch_size=4, accumulate=3)
+    folder = RunFolder(tmp_path / "run", config, resume=False)
+    world = World(torch.device("cpu"), size=processes)
+    with pytest.raises(
+        InvalidConfigError,
+        match=rf"batch_size 4 cannot be shared evenly by {processes} processes in 3 pieces each; use a multiple of {multiple}",
+    ):
+        train(LinearTask(), FolderSource(paths, SIZE, config), config, folder, print, world)
+    assert not (tmp_path / "run").exists()

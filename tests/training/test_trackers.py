@@ -1,0 +1,139 @@
+"""TensorBoard's files read back, what a missing package is called, and closing."""
+
+import importlib.util
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from iwm.errors import InvalidConfigError
+from iwm.training.config import DataConfig, RunConfig
+from iwm.training.distributed import World
+from iwm.training.loop import Task, train
+from iwm.training.run_folder import RunFolder
+from iwm.training.trackers import closing_all, make_trackers
+
+TIMING = {"images_per_second", "data_wait", "memory_mb"}
+
+
+def _events(out):
+    """Values by name and step, as TensorBoard reads them."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = accumulator.EventAccumulator(str(out / "tensorboard"))
+    reader.Reload()
+    return {name: {e.step: e.value for e in reader.Scalars(name)} for name in reader.Tags()["scalars"]}
+
+
+class OneNumber(Task):
+    """A task whose loss is known at every step."""
+
+    def __init__(self, fails_at=None):
+        super().__init__()
+        self.weight = nn.Linear(1, 1)
+        self.fails_at = fails_at
+
+    def trained(self):
+        return [self.weight]
+
+    def forward(self, crops, step, keys):
+        if step == self.fails_at:
+            raise RuntimeError("power cut")
+        return self.weight.weight.sum() * 0 + 1.0 / (step + 1), {"twice": torch.tensor(2.0 * step)}
+
+    def after_step(self, step):
+        return {}
+
+
+class Blank:
+    """A source of black crops."""
+
+    listing = "nothing"
+
+    def batches(self, first_step, world, state):
+        for _ in range(first_step, 6):
+            yield torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2).long(), torch.arange(2)
+
+    def state(self):
+        return None
+
+
+def _train(out, task=None, world=None, **changes):
+    config = RunConfig(
+        steps=6, batch_size=2, device="cpu", log_every=2, checkpoint_every=2, precision="float32",
+        data=DataConfig(workers=0), **changes,
+    )  # fmt: skip
+    return train(task or OneNumber(), Blank(), config, RunFolder(out, config, resume=False), print, world)
+
+
+def test_a_run_writes_what_it_logs_for_tensorboard_too(tmp_path):
+    assert _train(tmp_path, tensorboard=True)
+    events = _events(tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 4, 6]
+    assert events.keys() == records[0].keys() - {"step"}
+    for name, values in events.items():
+        assert values == {r["step"]: pytest.approx(r[name], rel=1e-6) for r in records}
+    assert events["loss"] == {n: pytest.approx(1 / n) for n in (2, 4, 6)}
+    assert events["twice"] == {2: 2.0, 4: 6.0, 6: 10.0}
+
+
+def test_without_it_nothing_is_written(tmp_path):
+    assert make_trackers(RunConfig(), tmp_path) == []
+    _train(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "run.json", "state.pt"]
+
+
+def test_only_the_first_process_tracks(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("iwm.training.loop.make_trackers", lambda *_: made.append(1) or [])
+    _train(tmp_path / "first", tensorboard=True)
+    assert made == [1]
+
+    class Second(World):
+        """Another process's place, without the process."""
+
+        is_main = False
+
+    _train(tmp_path / "second", world=Second(torch.device("cpu")), tensorboard=True)
+    assert made == [1]
+
+
+def test_an_error_closes_the_files_with_everything_logged_before(tmp_path):
+    with pytest.raises(RuntimeError, match="power cut"):
+        _train(tmp_path, OneNumber(fails_at=5), tensorboard=True)
+    assert _events(tmp_path)["twice"] == {2: 2.0, 4: 6.0}
+
+
+def test_a_run_that_goes_on_adds_to_the_same_curves(tmp_path):
+    with pytest.raises(RuntimeError, match="power cut"):
+        _train(tmp_path, OneNumber(fails_at=4), tensorboard=True)
+    _train(tmp_path, tensorboard=True)
+    assert _events(tmp_path)["twice"] == {2: 2.0, 4: 6.0, 6: 10.0}
+
+
+def test_all_are_closed_however_it_ends():
+    closed = []
+    trackers = [SimpleNamespace(close=lambda n=n: closed.append(n)) for n in range(3)]
+    with pytest.raises(KeyboardInterrupt), closing_all(trackers):
+        raise KeyboardInterrupt
+    with closing_all(trackers):
+        pass
+    assert closed == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_missing_wandb_is_said_before_the_first_step(tmp_path):
+    with pytest.raises(
+        InvalidConfigError,
+        match=r"No module named 'wandb'\. Install it: pip install 'iwm\[train\]', or wandb\.",
+    ):
+        _train(tmp_path, OneNumber(fails_at=0), wandb="project")
+
+
+def test_missing_tensorboard_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InvalidConfigError, match=r"torch\.utils\.tensorboard.*pip install 'iwm\[train\]'"):
+        make_trackers(RunConfig(tensorboard=True), tmp_path)
