@@ -158,6 +158,9 @@ def test_a_folder_has_the_name_first(hub, load, commits, files, tmp_path, tiny_c
         load("org/tiny", revision="main")
     assert hub.requests == []
     check_model(load("hf-hub:org/tiny"), files)
+    model_files(tmp_path / "hf-hub:org" / "tiny", tiny_config(), seed=2)
+    check_model(load("hf-hub:org/tiny"), files)
+    check_model(load("./hf-hub:org/tiny"), own)
 
 
 def test_a_mistyped_folder_hears_of_both_meanings(load, hub, commits):
@@ -303,12 +306,15 @@ def test_without_a_network_a_pinned_entry_needs_its_files(
     check_model(offline("pinned"), files)
 
 
-def test_the_clients_own_word_for_offline_counts(load, hub, commits, files, monkeypatch):
+def test_the_clients_own_word_for_offline_counts(load, hub, commits, files, monkeypatch, caplog):
     load("org/tiny")
     hub.requests.clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     check_model(load("org/tiny"), files)
+    with pytest.raises(WeightsUnavailableError, match="is not in the cache, and no request may be made"):
+        load("org/tiny@v1.0")
     assert hub.requests == []
+    assert caplog.records == []
 
 
 def test_a_downloaded_folder_loads_by_itself(hub, commits, files, cache, tmp_path):

@@ -27,7 +27,7 @@ from loopback_hub import Stall, Status
 import iwm
 from iwm.errors import IntegrityError, SaveError, WeightsUnavailableError
 from iwm.hub_client import HubOptions
-from iwm.integrity import _HASHED
+from iwm.integrity import _HASHED, hash_file
 from iwm.loading import download
 from iwm.zoo import ZOO
 
@@ -232,9 +232,13 @@ def test_a_read_only_cache_that_holds_the_model(hub, load, cache, commit, files,
     )
     (cache / "models--org--tiny" / ".iwm" / f"{commit}.json").unlink()
     _HASHED.clear()
+    hashed = []
+    monkeypatch.setattr("iwm.integrity.hash_file", lambda *of: hashed.append(of[0].name) or hash_file(*of))
     with read_only(cache):
-        for options in ({}, {"local_files_only": True}, {"revision": commit}, {"verify": "always"}):
+        for options in ({}, {"local_files_only": True}, {"revision": commit}):
             check_model(load("org/tiny", **options), files)
+            assert hashed == list(MAIN)  # Where nothing can be written, the process remembers.
+        check_model(load("org/tiny", verify="always"), files)
         check_model(load("pinned"), files)
         hub.commit("org/tiny", {"config.json": files["config.json"] + b" "})
         with pytest.raises(

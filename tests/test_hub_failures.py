@@ -129,6 +129,15 @@ def test_failures_at_once(hub, load, cache, commit, files, fault, path, method, 
     check_healed(hub, load, cache, files)
 
 
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [(INFO, "GET"), (CONFIG, "HEAD"), (CONFIG, "GET"), (WEIGHTS, "HEAD"), (WEIGHTS, "GET")],
+)
+def test_a_refusal_is_not_taken_for_a_mistyped_folder(hub, load, commit, path, method):
+    hub.inject(Status(403), path, method)
+    check_failure(load, "org/tiny", WeightsUnavailableError, r"refuses ((?!no folder here).)*$")
+
+
 @pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
 @pytest.mark.parametrize(("path", "after"), [(CONFIG, 0), (CONFIG, 100), (WEIGHTS, 0), (WEIGHTS, SIZE - 1)])
 def test_connections_that_break_for_ever(hub, load, cache, commit, files, monkeypatch, path, after, reset):
@@ -296,9 +305,7 @@ def test_an_address_that_is_none(load, monkeypatch, endpoint):
 def test_a_copy_without_the_student_is_no_help(hub, load, commit, files, caplog):
     load("org/tiny")
     hub.inject(Status(503), INFO)
-    check_failure(
-        load, "org/tiny", WeightsUnavailableError, r"student\.safetensors of org/tiny", branch="student"
-    )
+    check_failure(load, "org/tiny", WeightsUnavailableError, r"has no student\.safetensors", branch="student")
 
 
 def test_a_download_that_fails_leaves_no_folder_that_loads(hub, cache, commit, files, tmp_path):
