@@ -113,14 +113,17 @@ def load_weights(path: Path, module: nn.Module, dtype: torch.dtype = torch.float
             with safe_open(path, framework="pt") as file:
                 for name in names:
                     tensors[name] = file.get_tensor(name).to(dtype, copy=True)
-        if file_state(path) != state:
-            raise WeightsUnavailableError(f"{path} was replaced while it was read; load it again.")
+        replaced = file_state(path) != state
     except FileNotFoundError as error:
         raise WeightsUnavailableError(
             f"No weights at {path}. Copy the whole folder, or save it again."
         ) from error
     except (SafetensorError, OSError) as error:
-        raise IncompatibleWeightsError(f"{path} is not a readable safetensors file: {error}") from error
+        raise IncompatibleWeightsError(
+            f"{path} is not a readable safetensors file: {quoted(error, 300)}"
+        ) from error
+    if replaced:
+        raise WeightsUnavailableError(f"{path} was replaced while it was read; load it again.")
     module.load_state_dict(tensors, strict=True, assign=True)
 
 
@@ -135,7 +138,7 @@ def _misfits(stored: dict[str, tuple[list[int], str]], expected: dict[str, list[
     for name in sorted(expected.keys() & stored.keys()):
         shape, kind = stored[name]
         if shape != expected[name]:
-            problems.append(f"{name} has shape {shape}, expected {expected[name]}")
+            problems.append(f"{name} has shape {quoted(shape)}, expected {expected[name]}")
         elif kind not in _FLOATS:
             problems.append(f"{name} holds {kind}, expected one of {', '.join(_FLOATS)}")
     return problems
@@ -151,7 +154,8 @@ def _pieces(shapes: dict[str, list[int]]) -> Iterator[list[str]]:
         if size >= _PIECE:
             yield piece
             piece, size = [], 0
-    yield piece
+    if piece:
+        yield piece
 
 
 def _some(names: list[str]) -> str:

@@ -305,7 +305,7 @@ class WorldModelConfig:
             # Before anything else: a newer file may have fields that we cannot judge.
             require(
                 False,
-                f"config.json has format {version}, this iwm reads up to {FORMAT}. "
+                f"config.json has format {quoted(version)}, this iwm reads up to {FORMAT}. "
                 "Update the library: pip install --upgrade iwm",
             )
         try:
@@ -357,7 +357,7 @@ def from_dict(cls: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":  # Ours: names the field already.
-            raise InvalidConfigError(first["msg"].removeprefix("Value error, ")) from error
+            raise InvalidConfigError(quoted(first["msg"].removeprefix("Value error, "), 400)) from error
         path = ".".join(str(part) for part in first["loc"]) or "the config"
         said = f"{quoted(path)} is {quoted(repr(first['input']))}: {quoted(first['msg'], 200)}"
         raise InvalidConfigError(said) from error

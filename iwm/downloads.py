@@ -65,13 +65,15 @@ def check_folder(folder: Path, names: Collection[str], verify: Verify = "once") 
 
     Raises:
         IntegrityError: a file is not what was published, or its receipt is damaged.
+        WeightsUnavailableError: a file is missing or cannot be read.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     path = receipt_path(folder)
     receipt = Receipt.read(path)
     in_cache = path.parent.parent != folder
     if receipt is None and in_cache:
-        receipt = Receipt(path, f"commit@{folder.name}", stored_digests(folder))
+        repo = folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+        receipt = Receipt(path, f"{repo}@{folder.name}", stored_digests(folder))
     if receipt is None:
         if path.exists():
             raise IntegrityError(
@@ -82,10 +84,12 @@ def check_folder(folder: Path, names: Collection[str], verify: Verify = "once") 
     for name in names:
         if name not in receipt.files:
             continue
+        again = f"Download it again: iwm download {receipt.source} --to {shlex.quote(str(folder))}"
+        if not in_cache and not (folder / name).exists():
+            raise WeightsUnavailableError(f"{folder} has no {name}: its download broke off. {again}")
         try:
             receipt.check(folder, [name], verify)
         except MismatchError as error:
-            again = f"Download it again: iwm download {receipt.source} --to {shlex.quote(str(folder))}"
             if in_cache:
                 again = discard(folder / name, receipt.files[name], error.state)
             raise IntegrityError(f"{error}. {again}") from error

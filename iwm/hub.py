@@ -261,4 +261,4 @@ def _knows(files: Mapping[str, Digest], names: Collection[str] | None) -> bool:
     """Whether all is said of these files, or (None) of all there are: only the Hub gives sizes."""
     if names is None:
         return bool(files) and all(digest.size is not None for digest in files.values())
-    return files.keys() >= set(names)
+    return files.keys() >= {CONFIG_FILE, *names}

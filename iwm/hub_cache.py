@@ -61,7 +61,7 @@ def discard(path: Path, expected: Digest, state: State) -> str:
         return f"It cannot be removed ({error.strerror}): delete {path}, or use another cache_dir."
     left = [link for link in chain if link.exists()]
     if left:
-        return f"Delete {left[0]}: it is outside of the cache."
+        return f"It was taken out of the cache, whose link led to {left[0]}; load again."
     return "It was removed from the cache; the next call fetches it anew."
 
 

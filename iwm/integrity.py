@@ -196,7 +196,9 @@ def receipt_path(folder: Path) -> Path:
 
 def is_fetched(folder: Path) -> bool:
     """Whether a folder holds files that somebody published, which must stay as they are."""
-    return receipt_path(folder.absolute()).exists() or folder.absolute().parent.name == "snapshots"
+    folder = folder.resolve()
+    path = receipt_path(folder)
+    return path.exists() or path.parent.parent != folder
 
 
 def file_state(path: Path) -> State:
