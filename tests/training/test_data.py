@@ -165,6 +165,7 @@ def test_nothing_readable_is_an_error(tmp_path):
         list(make_loader(paths, 16, _config()))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # A machine with one core.
 def test_workers_change_nothing(paths):
     alone, shared = (list(make_loader(paths, 16, _config(data=DataConfig(workers=n)), 1)) for n in (0, 2))
     assert len(alone) == len(shared) == 5
