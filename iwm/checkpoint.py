@@ -5,10 +5,7 @@ Weights are stored as float16. No file holds code: safetensors and JSON alone.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,72 +15,38 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from iwm.config import WorldModelConfig
-from iwm.errors import IncompatibleWeightsError, InvalidConfigError, SaveError, WeightsUnavailableError
+from iwm.errors import IncompatibleWeightsError, InvalidConfigError, WeightsUnavailableError, quoted
+from iwm.files import atomic_write, remove, write_text
+from iwm.integrity import file_state, receipt_path
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 STUDENT_FILE = "student.safetensors"
-RECEIPT_FILE = Path(".iwm") / "receipt.json"
-"""In a folder of downloaded files: what they must be. See `iwm.integrity`."""
 MAX_CONFIG_BYTES = 1 << 20
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _PIECE = 1 << 24
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well.
-
-    Raises:
-        SaveError: the disk is full, the folder cannot be written; `path` is as it was.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise SaveError(f"Cannot write {path}: {error}. What was there before is untouched.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     with atomic_write(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:  # A full disk, among others.
+            raise OSError(str(error)) from error
 
 
 def save_model(
     folder: Path, config: WorldModelConfig, model: nn.Module, student: nn.Module | None = None
 ) -> None:
     """Write a model folder; the config comes last, so that a folder that has one is whole."""
-    (folder / RECEIPT_FILE).unlink(missing_ok=True)  # It speaks of what was downloaded here.
+    remove(receipt_path(folder))  # It speaks of what was downloaded here.
     write_tensors(folder / WEIGHTS_FILE, _half(model.state_dict()))
     if student is not None:
         write_tensors(folder / STUDENT_FILE, _half(student.state_dict()))
     else:
-        (folder / STUDENT_FILE).unlink(missing_ok=True)  # It would belong to another model.
+        remove(folder / STUDENT_FILE)  # It would belong to another model.
     write_text(folder / CONFIG_FILE, config.to_json())
 
 
@@ -129,12 +92,13 @@ def load_weights(path: Path, module: nn.Module, dtype: torch.dtype = torch.float
     mapped as a whole would count twice in memory.
 
     Raises:
-        WeightsUnavailableError: no such file.
+        WeightsUnavailableError: no such file, or it was replaced while it was read.
         IncompatibleWeightsError: not a safetensors file, or tensors missing, unexpected, of
             another shape, or not of floating point.
     """
     expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
     try:
+        state = file_state(path)
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             stored = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
@@ -149,12 +113,17 @@ def load_weights(path: Path, module: nn.Module, dtype: torch.dtype = torch.float
             with safe_open(path, framework="pt") as file:
                 for name in names:
                     tensors[name] = file.get_tensor(name).to(dtype, copy=True)
+        replaced = file_state(path) != state
     except FileNotFoundError as error:
         raise WeightsUnavailableError(
             f"No weights at {path}. Copy the whole folder, or save it again."
         ) from error
     except (SafetensorError, OSError) as error:
-        raise IncompatibleWeightsError(f"{path} is not a readable safetensors file: {error}") from error
+        raise IncompatibleWeightsError(
+            f"{path} is not a readable safetensors file: {quoted(error, 300)}"
+        ) from error
+    if replaced:
+        raise WeightsUnavailableError(f"{path} was replaced while it was read; load it again.")
     module.load_state_dict(tensors, strict=True, assign=True)
 
 
@@ -169,7 +138,7 @@ def _misfits(stored: dict[str, tuple[list[int], str]], expected: dict[str, list[
     for name in sorted(expected.keys() & stored.keys()):
         shape, kind = stored[name]
         if shape != expected[name]:
-            problems.append(f"{name} has shape {shape}, expected {expected[name]}")
+            problems.append(f"{name} has shape {quoted(shape)}, expected {expected[name]}")
         elif kind not in _FLOATS:
             problems.append(f"{name} holds {kind}, expected one of {', '.join(_FLOATS)}")
     return problems
@@ -185,8 +154,9 @@ def _pieces(shapes: dict[str, list[int]]) -> Iterator[list[str]]:
         if size >= _PIECE:
             yield piece
             piece, size = [], 0
-    yield piece
+    if piece:
+        yield piece
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(map(quoted, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from iwm.errors import InvalidConfigError, nearest
+from iwm.errors import InvalidConfigError, nearest, quoted
 
 FORMAT = 1
 """Version of `config.json` that this library writes; it reads this one and older ones."""
@@ -44,7 +44,8 @@ def require(condition: bool, message: str) -> None:
 def require_choice(name: str, value: str, choices: Any) -> None:
     """Raise `InvalidConfigError` unless `value` is one of a `Literal`'s."""
     known = get_args(choices)
-    require(value in known, f'{name} is "{value}".{nearest(str(value), known)}')
+    word = quoted(value)
+    require(value in known, f'{name} is "{word}".{nearest(word, known)}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,11 +251,11 @@ class WorldModelConfig:
         )
         require(
             re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", self.name, re.ASCII) is not None,
-            f"name is {self.name!r}; use letters, digits, dots and dashes: it must not be a path.",
+            f"name is {quoted(repr(self.name))}; use letters, digits, dots and dashes: it must not be a path.",
         )
         require(
             self.license.isprintable() and len(self.license) <= 1000,
-            f"license is {self.license[:80]!r}; use one line of text.",
+            f"license is {quoted(repr(self.license))}; use one line of text.",
         )
         require(
             self.predictor.width % self.encoder.heads == 0,
@@ -310,10 +311,13 @@ class WorldModelConfig:
             # Before anything else: a newer file may have fields that we cannot judge.
             require(
                 False,
-                f"config.json has format {version}, this iwm reads up to {FORMAT}. "
+                f"config.json has format {quoted(version)}, this iwm reads up to {FORMAT}. "
                 "Update the library: pip install --upgrade iwm",
             )
-        return from_dict(cls, data)
+        try:
+            return from_dict(cls, data)
+        except RecursionError as error:
+            raise InvalidConfigError("config.json is nested too deeply.") from error
 
 
 def _count_encoder(e: EncoderConfig) -> int:
@@ -362,9 +366,10 @@ def from_dict(cls: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":  # Ours: names the field already.
-            raise InvalidConfigError(first["msg"].removeprefix("Value error, ")) from error
-        path = ".".join(str(part) for part in first["loc"])
-        raise InvalidConfigError(f"{path} is {first['input']!r}: {first['msg']}") from error
+            raise InvalidConfigError(quoted(first["msg"].removeprefix("Value error, "), 400)) from error
+        path = ".".join(str(part) for part in first["loc"]) or "the config"
+        said = f"{quoted(path)} is {quoted(repr(first['input']))}: {quoted(first['msg'], 200)}"
+        raise InvalidConfigError(said) from error
 
 
 def dotted(fields: Mapping[str, Any], prefix: str = "") -> Json:
@@ -384,9 +389,10 @@ def check_names(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> No
     for key, value in data.items():
         if key not in known:
             names = [prefix + name for name in known]
-            raise InvalidConfigError(f'No field "{prefix}{key}".{nearest(prefix + key, names)}')
+            name = quoted(prefix + key)
+            raise InvalidConfigError(f'No field "{name}".{nearest(name, names)}')
         kind = known[key].type
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
-                raise InvalidConfigError(f"{prefix}{key} must hold fields, not {value!r}.")
+                raise InvalidConfigError(f"{prefix}{key} must hold fields, not {quoted(repr(value))}.")
             check_names(kind, value, f"{prefix}{key}.")

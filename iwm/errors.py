@@ -74,3 +74,13 @@ def nearest(word: str, options: Iterable[str]) -> str:
     if close:
         return " Did you mean " + " or ".join(f'"{c}"' for c in close) + "?"
     return f" Choose from: {', '.join(known)}." if known else ""
+
+
+def quoted(text: object, limit: int = 80) -> str:
+    r"""A stranger's words for an error message: printable, and not too long.
+
+    >>> quoted("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    words = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[: limit + 1])
+    return words if len(words) <= limit else words[: limit - 3] + "..."

@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from iwm.checkpoint import atomic_write
 from iwm.demo import NEAREST, Pixels, Retrieval
 from iwm.errors import InvalidConfigError
+from iwm.files import atomic_write
 
 _RIGHT, _WRONG = "#0a7d33", "#b3261e"
 

@@ -10,38 +10,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
-import shutil
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from iwm.checkpoint import (
-    CONFIG_FILE,
-    MAX_CONFIG_BYTES,
-    RECEIPT_FILE,
-    WEIGHTS_FILE,
-    atomic_write,
-    max_weight_bytes,
-    read_config,
-)
+from iwm.checkpoint import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, max_weight_bytes, read_config
 from iwm.errors import (
     IncompatibleWeightsError,
     IntegrityError,
     InvalidConfigError,
-    SaveError,
     UnknownModelError,
     WeightsUnavailableError,
 )
-from iwm.hub_client import KNOWN_FILES, HubOptions, Report, answered, ask, cached, get
-from iwm.integrity import Digest, Receipt, Verify, check_verify, hash_file, sha256_digests
+from iwm.hub_cache import discard, stored_digests, sweep
+from iwm.hub_client import HubOptions, Report, answered, ask, cached, get
+from iwm.integrity import Digest, MismatchError, Receipt, receipt_path, sha256_digests
 
-CARD_FILE = "README.md"
+MAX_FILES = 40
+"""Of one model."""
 
-_MAX_CARD_BYTES = 1 << 22
-_STALE_SECONDS = 24 * 3600
+_MAX_TEXT_BYTES = 1 << 22
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
 _REPO = re.compile(rf"(?P<forced>hf-hub:)?(?P<repo>{_PART}/{_PART})(@(?P<revision>[\w.-]+(/[\w.-]+)*))?")
@@ -125,28 +114,38 @@ class _Fetch:
 
     def run(self, names: Collection[str] | None) -> Fetched:
         commit = self.revision if _COMMIT.fullmatch(self.revision) else self._resolve()
-        receipt = self._receipt(commit)
-        if self.pins is None and not self.offline and not _knows(receipt, names):
-            receipt.files = dict(self._ask().files)
-        if not {CONFIG_FILE, WEIGHTS_FILE} <= receipt.files.keys():
-            if self.offline:
-                raise self._not_cached(WEIGHTS_FILE)
-            raise WeightsUnavailableError(
-                f"{self.repo} is no model of this library: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}."
-            )
-        wanted = list(receipt.files) if names is None else list(names)
-        for name in sorted(wanted, key=lambda name: name != CONFIG_FILE):  # It bounds the others.
-            if name not in receipt.files:
-                raise WeightsUnavailableError(
-                    f"{self.repo} has no {name}; it has {', '.join(sorted(receipt.files))}."
-                )
+        receipt = self._receipt(commit, names)
+        wanted = [CONFIG_FILE, *(receipt.files if names is None else names)]
+        self._check_listing(receipt, wanted)
+        folder = Path()
+        for name in dict.fromkeys(wanted):  # The config first: it says how large the others may be.
             path = cached(self.repo, name, commit, self.options) or self._bring(name, commit, receipt)
-            receipt.path = _receipt_path(path.parent)
+            folder = path.parent
+            receipt.path = receipt_path(folder)
             self._verify(receipt, path)
         if self.revision != commit and self.report is not None:
             self._remember_branch(commit)
-        _sweep(path.parent)
-        return Fetched(path.parent, receipt)
+        sweep(folder)
+        return Fetched(folder, receipt)
+
+    def _check_listing(self, receipt: Receipt, wanted: Collection[str]) -> None:
+        """Whether the repository is a model, and has what is wanted."""
+        listed = self.report or self.pins
+        if listed and not {CONFIG_FILE, WEIGHTS_FILE} <= receipt.files.keys():
+            raise WeightsUnavailableError(
+                f"{self.repo} is no model of this library: it lacks {CONFIG_FILE} or {WEIGHTS_FILE}."
+            )
+        for name in wanted:
+            if name not in receipt.files:
+                if not listed:
+                    raise self._not_cached(name)
+                raise WeightsUnavailableError(
+                    f"{self.repo} has no {name}; it has {', '.join(sorted(receipt.files))}."
+                )
+        if len(receipt.files) > MAX_FILES:
+            raise IncompatibleWeightsError(
+                f"{self.repo} has {len(receipt.files)} files of weights; {MAX_FILES} are allowed."
+            )
 
     def _resolve(self) -> str:
         """The commit of a branch or tag: the Hub's; without a network, the one in the cache."""
@@ -157,8 +156,7 @@ class _Fetch:
             except WeightsUnavailableError as error:
                 if path is None or answered(error.__cause__):
                     raise
-                _log.warning("%s Going on with the copy in the cache (%s).", error, path.parent.name[:12])
-                self.offline = True
+                self._go_on_without(error, path.parent.name)
         if path is None:
             raise self._not_cached(CONFIG_FILE)
         return path.parent.name
@@ -168,24 +166,34 @@ class _Fetch:
             self.report = ask(self.repo, self.revision, self.options)
         return self.report
 
-    def _receipt(self, commit: str) -> Receipt:
-        """What the files of a commit must be: by the zoo, the Hub, or an earlier answer of the Hub."""
-        source = f"{self.repo}@{commit}"
+    def _receipt(self, commit: str, names: Collection[str] | None) -> Receipt:
+        """What the files of a commit must be.
+
+        By the zoo; or by the Hub, now, when it was asked for the commit, when the cache was filled
+        by us, or, as far as that goes, by another program.
+        """
         config = cached(self.repo, CONFIG_FILE, commit, self.options)
-        stored = Receipt.read(_receipt_path(config.parent)) if config else None
+        stored = Receipt.read(receipt_path(config.parent)) if config else None
         if self.pins is not None:
-            files = dict(self.pins)
+            files = self.pins
         elif self.report is not None:
-            files = dict(self.report.files)
-        elif stored is not None:
-            files = stored.files
-        elif not self.offline:
-            files = dict(self._ask().files)
-        elif config is not None:
-            files = _stored_digests(config.parent)
+            files = self.report.files
         else:
-            raise self._not_cached(CONFIG_FILE)
-        return Receipt(Path(), source, files, stored.hashed if stored else {})
+            files = stored.files if stored else stored_digests(config.parent) if config else {}
+            if not self.offline and not _knows(files, names):
+                try:
+                    files = self._ask().files
+                except WeightsUnavailableError as error:
+                    if not files or answered(error.__cause__):
+                        raise
+                    self._go_on_without(error, commit)
+        source = f"{self.repo}@{commit}"
+        return Receipt(Path(), source, dict(files), stored.hashed if stored else {})
+
+    def _go_on_without(self, error: Exception, commit: str) -> None:
+        """The Hub cannot be reached, and there is a copy."""
+        _log.warning("%s Going on with the copy in the cache (%s).", error, commit[:12])
+        self.offline = True
 
     def _bring(self, name: str, commit: str, receipt: Receipt) -> Path:
         """Download one file, if it is what it should be as far as the Hub can say beforehand."""
@@ -200,21 +208,21 @@ class _Fetch:
                 f"{name} of {receipt.source} is not what was published: expected {expected}, the Hub "
                 f"offers {reported}. Nothing was downloaded."
             )
-        if reported.size is not None:
-            self._check_size(name, reported.size, commit)
+        self._check_size(name, reported.size, commit)
         return get(self.repo, name, commit, reported.size, self.options)
 
-    def _check_size(self, name: str, size: int, commit: str) -> None:
+    def _check_size(self, name: str, size: int | None, commit: str) -> None:
+        if size is None:
+            raise WeightsUnavailableError(f"The Hub does not say how large {name} of {self.repo} is.")
         if name == CONFIG_FILE:
             if size > MAX_CONFIG_BYTES:
                 raise InvalidConfigError(
                     f"{CONFIG_FILE} of {self.repo} has {size:,} bytes; {MAX_CONFIG_BYTES:,} are allowed."
                 )
             return
-        limit = _MAX_CARD_BYTES
-        if name != CARD_FILE:
-            config = cached(self.repo, CONFIG_FILE, commit, self.options)
-            assert config is not None  # It comes first.
+        limit = _MAX_TEXT_BYTES
+        config = cached(self.repo, CONFIG_FILE, commit, self.options)
+        if name.endswith(".safetensors") and config:
             limit = max_weight_bytes(read_config(config.parent))
         if size > limit:
             raise IncompatibleWeightsError(
@@ -225,8 +233,9 @@ class _Fetch:
     def _verify(self, receipt: Receipt, path: Path) -> None:
         try:
             receipt.check(path.parent, [path.name], self.options.verify)
-        except IntegrityError as error:
-            raise IntegrityError(f"{error}. {_discard(path)}") from error
+        except MismatchError as error:
+            outcome = discard(path, receipt.files[path.name], error.state)
+            raise IntegrityError(f"{error}. {outcome}") from error
 
     def _remember_branch(self, commit: str) -> None:
         """Let the client note which commit a branch is, for the times without a network."""
@@ -237,136 +246,19 @@ class _Fetch:
 
     def _not_cached(self, name: str) -> WeightsUnavailableError:
         at = "" if self.revision == "main" else f"@{self.revision}"
+        why = (
+            "no request may be made (local_files_only or HF_HUB_OFFLINE)"
+            if self.options.offline
+            else "the Hub cannot be reached"
+        )
         return WeightsUnavailableError(
-            f"{name} of {self.repo}{at} is not in the cache, and no request may be made "
-            "(local_files_only or HF_HUB_OFFLINE). With a network, once: "
-            f"iwm download {self.repo}{at}"
+            f"{name} of {self.repo}{at} is not in the cache with what it must be, and {why}. With a "
+            f"network, once: `iwm download {self.repo}{at}`."
         )
 
 
-def local_files(folder: Path, name: str) -> Fetched:
-    """A model folder that needed no fetching, as `copy_files` takes it."""
-    files = {
-        path.name: Digest("sha256", hash_file(path, "sha256"))
-        for path in sorted(folder.iterdir())
-        if KNOWN_FILES.fullmatch(path.name)
-    }
-    return Fetched(folder, Receipt(Path(), name, files))
-
-
-def copy_files(fetched: Fetched, target: Path) -> None:
-    """Copy a model's files into a folder of their own, with a receipt that verifies them there.
-
-    Raises:
-        SaveError: `target` cannot be written, or holds a model that was not downloaded.
-        IntegrityError: a copy is not what was fetched.
-    """
-    old = Receipt.read(target / RECEIPT_FILE)
-    if old is None and (target / CONFIG_FILE).exists():
-        raise SaveError(f"{target} holds a model of its own; name another folder for the download.")
-    receipt = Receipt(target / RECEIPT_FILE, fetched.receipt.source, dict(fetched.receipt.files))
-    for name in receipt.files:
-        with atomic_write(target / name) as temporary:
-            shutil.copyfile(fetched.folder / name, temporary)
-    for name in old.files if old else ():  # Else weights of the last model would pass for this one's.
-        if name not in receipt.files and KNOWN_FILES.fullmatch(name):
-            (target / name).unlink(missing_ok=True)
-    receipt.check(target, receipt.files, "always")
-
-
-def verified_folder(
-    place: str | os.PathLike[str], names: Collection[str], revision: str | None, options: HubOptions
-) -> Path:
-    """Where the files of a folder or repository are, verified as far as they were fetched.
-
-    A folder made by anything but `copy_files` has nothing to be compared with.
-
-    Raises:
-        UnknownModelError: neither a folder nor the name of a repository.
-        IntegrityError: a file is not what was published.
-        WeightsUnavailableError: the Hub cannot give a file.
-    """
-    check_verify(options.verify)
-    name = RepoName.parse(place) if isinstance(place, str) else None
-    if os.path.isdir(place) and not (name and name.forced):
-        if revision is not None:
-            raise UnknownModelError(f'"{place}" is a folder and has no revisions; leave revision out.')
-        _check_folder(Path(place), names, options.verify)
-        return Path(place)
-    if os.path.isfile(place):
-        raise UnknownModelError(f"{place} is a file; name the folder that holds config.json and the weights.")
-    if name is None:
-        raise UnknownModelError(f'No folder or repository ("org/name") is called "{os.fspath(place)}".')
-    if revision is not None and name.revision not in (None, revision):
-        raise UnknownModelError(
-            f'"{place}" names revision {name.revision} and revision="{revision}" another; give one of them.'
-        )
-    try:
-        return fetch(name.repo, revision or name.revision, names=names, options=options).folder
-    except (UnknownModelError, WeightsUnavailableError) as error:
-        if name.forced or (isinstance(error, WeightsUnavailableError) and answered(error.__cause__)):
-            raise
-        # A mistyped path looks like the name of a repository.
-        raise type(error)(f'{error} And no folder here is called "{place}".') from error
-
-
-def _check_folder(folder: Path, names: Collection[str], verify: Verify) -> None:
-    receipt = Receipt.read(folder / RECEIPT_FILE)
-    if receipt is None:
-        return
-    try:
-        receipt.check(folder, [name for name in names if name in receipt.files], verify)
-    except IntegrityError as error:
-        raise IntegrityError(
-            f"{error}. Download it again: iwm download {receipt.source} --to {folder}"
-        ) from error
-
-
-def _receipt_path(folder: Path) -> Path:
-    """Of a snapshot folder of the cache: `models--org--name/snapshots/<commit>`."""
-    return folder.parents[1] / ".iwm" / f"{folder.name}.json"
-
-
-def _knows(receipt: Receipt, names: Collection[str] | None) -> bool:
-    """Whether it speaks of these files, or (None) of all: the Hub gives sizes, a pin or a link none."""
+def _knows(files: Mapping[str, Digest], names: Collection[str] | None) -> bool:
+    """Whether all is said of these files, or (None) of all there are: only the Hub gives sizes."""
     if names is None:
-        return all(digest.size is not None for digest in receipt.files.values())
-    return receipt.files.keys() >= set(names)
-
-
-def _stored_digests(folder: Path) -> dict[str, Digest]:
-    """What the Hub reported when another program filled the cache.
-
-    The client stores a file under the digest that the Hub gave, and links to it by its name.
-    """
-    files = {}
-    for link in folder.iterdir():
-        if KNOWN_FILES.fullmatch(link.name) and link.is_symlink():
-            value = Path(os.readlink(link)).name
-            with contextlib.suppress(ValueError):
-                files[link.name] = Digest("sha256" if len(value) == 64 else "git", value)
-    return files
-
-
-def _discard(path: Path) -> str:
-    """Remove a bad file of the cache, with what it links to; says what was done."""
-    path = path.parent.resolve() / path.name  # Else a ".." in the name of the cache hides the root.
-    root = path.parents[2]  # The repository's folder: nothing outside it is touched.
-    try:
-        while path.is_symlink():
-            target = Path(os.path.normpath(path.parent / os.readlink(path)))
-            path.unlink()
-            path = target
-        if root in path.parents:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        return f"It cannot be removed ({error.strerror}): delete {path}, or use another cache_dir."
-    return "It was removed from the cache; the next call fetches it anew."
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed downloads left behind, a day later."""
-    with contextlib.suppress(OSError):
-        for path in (folder.parents[1] / "blobs").glob("*.incomplete"):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                path.unlink()
+        return bool(files) and all(digest.size is not None for digest in files.values())
+    return files.keys() >= {CONFIG_FILE, *names}

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from iwm.errors import InvalidConfigError, IWMError, UnknownModelError, WeightsUnavailableError
+from iwm.errors import InvalidConfigError, IWMError, UnknownModelError, WeightsUnavailableError, quoted
 from iwm.integrity import Digest, Verify
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-KNOWN_FILES = re.compile(r"config\.json|(model|student|task-[a-z0-9][a-z0-9_-]*)\.safetensors|README\.md")
+KNOWN_FILES = re.compile(
+    r"config\.json|(model|student|task-[a-z0-9][a-z0-9_-]{0,63})\.safetensors|README\.md|LICENSE"
+)
 """All that is ever fetched from a repository; nothing among it can hold code."""
 
 REQUEST_SECONDS = 10.0
@@ -179,14 +181,16 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def explained(repo: str, revision: str | None = None, name: str | None = None) -> Iterator[None]:
+def explained(
+    repo: str, revision: str | None = None, name: str | None = None, sending: bool = False
+) -> Iterator[None]:
     """Turn whatever the client raises into one of this library's errors."""
     try:
         yield
     except IWMError:
         raise
     except Exception as error:
-        raise _explanation(error, repo, revision, name) from error
+        raise _explanation(error, repo, revision, name, sending) from error
 
 
 def answered(error: BaseException | None) -> bool:
@@ -200,15 +204,18 @@ def _status(error: BaseException | None) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _explanation(error: Exception, repo: str, revision: str | None, name: str | None) -> IWMError:
+def _explanation(
+    error: Exception, repo: str, revision: str | None, name: str | None, sending: bool
+) -> IWMError:
     """The sentence for a failure, most telling first."""
     from huggingface_hub import constants, errors
 
-    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # The client's words for "see the cause".
+    vague = errors.LocalEntryNotFoundError, RuntimeError  # The client's words for "see the cause".
+    while isinstance(error, vague) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     place = endpoint() or constants.ENDPOINT
     what = f"{name} of {repo}" if name else repo
-    log_in = "log in with `hf auth login` or pass token=..."
+    log_in = "log in with `hf auth login` or pass a token"
     status = _status(error)
     if isinstance(error, errors.GatedRepoError):
         return WeightsUnavailableError(
@@ -238,13 +245,35 @@ def _explanation(error: Exception, repo: str, revision: str | None, name: str | 
             f"{place} is being asked too much (429). Try again{after}; being logged in raises the limit."
         )
     if status is not None:
-        return WeightsUnavailableError(f"{place} cannot give {what} now ({status}). Try again later.")
-    return WeightsUnavailableError(_local_failure(error, what, place))
+        said = getattr(error, "server_message", None)
+        why = f"{status}: {quoted(said, 300)}" if said else str(status)
+        if 400 <= status < 500:
+            return WeightsUnavailableError(f"{place} refuses {what} ({why}).")
+        return WeightsUnavailableError(f"{place} cannot serve {what} now ({why}). Try again later.")
+    return WeightsUnavailableError(
+        _sending_failure(error, repo, place) if sending else _local_failure(error, what, place)
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (
+        quoted(str(error).strip().splitlines()[0].rstrip("."), 300)
+        if str(error).strip()
+        else type(error).__name__
+    )
+
+
+def _sending_failure(error: Exception, repo: str, place: str) -> str:
+    """An upload without an answer: it may have arrived all the same."""
+    return (
+        f"Publishing {repo} broke off ({type(error).__name__}: {_reason(error)}). It may or may not have "
+        f"arrived: see {place}/{repo}/commits/main, or push again."
+    )
 
 
 def _local_failure(error: Exception, what: str, place: str) -> str:
     """Failures without an answer: disk, network, time."""
-    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    reason = _reason(error)
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"No space left for {what} in the cache. Make room, or name another place with cache_dir=... ({reason})"
@@ -254,11 +283,7 @@ def _local_failure(error: Exception, what: str, place: str) -> str:
         )
     if "Consistency check failed" in reason:
         return f"{what} arrived incomplete. Nothing of it was kept; try again."
-    if (
-        isinstance(error, TimeoutError)
-        or "timed out" in reason.lower()
-        or "timeout" in type(error).__name__.lower()
-    ):
+    if "timed out" in reason.lower() or "timeout" in type(error).__name__.lower():
         return f"{place} stalls over {what} ({reason}). Nothing of it was kept; try again later."
     return (
         f"Cannot get {what} from {place} ({type(error).__name__}: {reason}). Check the network; what "

@@ -17,14 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from iwm.checkpoint import write_text
 from iwm.errors import IntegrityError, InvalidConfigError, SaveError, WeightsUnavailableError, nearest
+from iwm.files import write_text
 
 Verify = Literal["once", "always"]
 Algorithm = Literal["sha256", "git"]
+State = tuple[str, int, int, int, int]
+"""Of a file: real path, inode, size, times of change; another one after every change."""
 
 _LENGTHS = {"sha256": 64, "git": 40}
-_HASHED: dict[tuple[str, tuple[Any, ...]], str] = {}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SOURCE = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", re.ASCII)
+_HASHED: dict[tuple[str, State], str] = {}
 """Digests of this process by algorithm and file state, for places where no receipt can be written."""
 
 
@@ -52,6 +56,14 @@ class Digest:
         return f"{self.algorithm} {self.value}"
 
 
+class MismatchError(IntegrityError):
+    """A file is not what it must be; it was in this state when it was hashed."""
+
+    def __init__(self, message: str, state: State) -> None:
+        super().__init__(message)
+        self.state = state
+
+
 @dataclass
 class Receipt:
     """What fetched files must be, and in which state each was last hashed.
@@ -74,7 +86,9 @@ class Receipt:
         try:
             data = json.loads(path.read_bytes())
             files = {str(name): Digest(**digest) for name, digest in data["files"].items()}
-            return cls(path, str(data["source"]), files, dict(data.get("hashed", {})))
+            if not _SOURCE.fullmatch(data["source"]):  # It is shown, as part of a command.
+                return None
+            return cls(path, data["source"], files, dict(data.get("hashed", {})))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
@@ -96,8 +110,8 @@ class Receipt:
             verify: `once` hashes a file whose state is not the one last hashed; `always` all.
 
         Raises:
-            IntegrityError: a file is something else, or nothing says what it must be. The file
-                is left where it is; its path is the error's `filename`.
+            MismatchError: a file is something else. It is left where it is.
+            IntegrityError: nothing says what a file must be.
             WeightsUnavailableError: a file cannot be read.
         """
         before = dict(self.hashed)
@@ -113,7 +127,7 @@ class Receipt:
         if expected is None:
             raise IntegrityError(f"{path}: nothing says what {name} of {self.source} must be.")
         try:
-            state = _state(path)
+            state = file_state(path)
             known = self.hashed.get(name)
             found: str | None = None
             if verify == "once":
@@ -122,15 +136,16 @@ class Receipt:
                 found = _HASHED.get((expected.algorithm, state))
             if found is None:
                 found = hash_file(path, expected.algorithm)
-                if _state(path) == state:  # Else somebody is writing: what was hashed is gone.
+                if file_state(path) == state:  # Else somebody is writing: what was hashed is gone.
                     _HASHED[expected.algorithm, state] = found
         except OSError as error:
             raise WeightsUnavailableError(f"Cannot read {path}: {error}") from error
         if found != expected.value:
             self.hashed.pop(name, None)
-            raise IntegrityError(
+            raise MismatchError(
                 f"{name} of {self.source} is not what was published: expected {expected}, found "
-                f"{found}, in {path}"
+                f"{found}, in {path}",
+                state,
             )
         self.hashed[name] = [expected.algorithm, found, list(state)]
 
@@ -168,7 +183,25 @@ def sha256_digests(files: Mapping[str, str]) -> dict[str, Digest]:
     return {name: Digest("sha256", value) for name, value in files.items()}
 
 
-def _state(path: Path) -> tuple[Any, ...]:
+def receipt_path(folder: Path) -> Path:
+    """Where the receipt of a folder of fetched files is, if it has one.
+
+    For a snapshot of the Hub's cache (`models--org--name/snapshots/<commit>`) beside it, where
+    no other program looks; else inside the folder.
+    """
+    if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
+        return folder.parents[1] / ".iwm" / f"{folder.name}.json"
+    return folder / ".iwm" / "receipt.json"
+
+
+def is_fetched(folder: Path) -> bool:
+    """Whether a folder holds files that somebody published, which must stay as they are."""
+    folder = folder.resolve()
+    path = receipt_path(folder)
+    return path.exists() or path.parent.parent != folder
+
+
+def file_state(path: Path) -> State:
     """Changes whenever the file is replaced or written to."""
     real = os.path.realpath(path)
     stat = os.stat(real)

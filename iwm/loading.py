@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 
-from iwm.checkpoint import CONFIG_FILE, STUDENT_FILE, WEIGHTS_FILE, read_config
+from iwm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config
 from iwm.config import WorldModelConfig
 from iwm.device import resolve_device
+from iwm.downloads import copy_files, local_files, verified_folder
 from iwm.errors import (
     InvalidConfigError,
     UnknownModelError,
@@ -20,13 +21,11 @@ from iwm.errors import (
     WeightsUnavailableError,
     nearest,
 )
-from iwm.hub import Fetched, RepoName, copy_files, fetch, local_files, verified_folder
+from iwm.hub import Fetched, RepoName, fetch
 from iwm.hub_client import HubOptions
 from iwm.integrity import Verify, check_verify
-from iwm.world_model import WorldModel
+from iwm.world_model import Branch, WorldModel, check_choices, files_of
 from iwm.zoo import DEFAULT, ZOO, HubFiles
-
-Branch = Literal["teacher", "student"]
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -62,7 +61,8 @@ def load(
         name: a zoo name (see `list_models`); a folder that `save_pretrained`, `iwm download` or
             training wrote; or `"org/name"`, `"org/name@revision"` on the Hugging Face Hub, with
             `hf-hub:` before it where a folder has the same name.
-        pretrained: False builds the architecture of a zoo name or folder with random weights.
+        pretrained: False builds the architecture with random weights; of a repository only the
+            config is fetched, which may ask for 10^10 parameters (40 GB).
         task: a task head to load with it.
         device: where to put it; `auto` is CUDA where there is one.
         dtype: of the weights; None is float32.
@@ -81,8 +81,8 @@ def load(
         UnknownModelError: no such name, folder, repository or revision; near names are given.
         WeightsUnavailableError: the name is known, but its weights cannot be had: nobody has
             published them, or the Hub cannot give them now; the message says which.
-        IntegrityError: a fetched file is not, byte for byte, what was published. It has been
-            removed from the cache.
+        IntegrityError: a fetched file is not, byte for byte, what was published. The message
+            says whether it was removed, so that the next call heals, or what to do.
         UnknownTaskError: no such task.
         InvalidConfigError: the config, the device, the backend or an option cannot be used.
         IncompatibleWeightsError: the weights do not fit the config.
@@ -90,21 +90,17 @@ def load(
     name = name if isinstance(name, str) else os.path.abspath(name)  # A path is never a zoo name.
     if backend != "torch":
         raise InvalidConfigError(f'No backend is called "{backend}".{nearest(backend, ["torch"])}')
-    if branch not in ("teacher", "student"):
-        raise InvalidConfigError(f'No branch is called "{branch}".{nearest(branch, ["teacher", "student"])}')
     if task is not None:
         raise UnknownTaskError(f'"{name}" has no task "{task}": no heads are published yet. Leave task out.')
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InvalidConfigError(f"dtype is {dtype!r}; use torch.float32, torch.float16 or torch.bfloat16.")
+    check_choices(branch, dtype)
     check_verify(verify)
     options = HubOptions(cache_dir=cache_dir, local_files_only=local_files_only, token=token, verify=verify)
     target = resolve_device(device)
     if not pretrained:
         model = WorldModel(read_architecture(name, revision, options))
         return model.to(device=target, dtype=dtype or torch.float32)
-    names = [CONFIG_FILE, WEIGHTS_FILE] + ([STUDENT_FILE] if branch == "student" else [])
-    folder = find_folder(name, names, revision, options)
-    return WorldModel.from_pretrained(folder, device=target, dtype=dtype, branch=branch, verify=verify)
+    folder = find_folder(name, files_of(branch), revision, options)
+    return WorldModel.read(folder, target, dtype, branch)
 
 
 def read_architecture(

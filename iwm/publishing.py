@@ -12,7 +12,7 @@ from pathlib import Path
 from iwm.checkpoint import CONFIG_FILE, STUDENT_FILE
 from iwm.config import WorldModelConfig
 from iwm.errors import IntegrityError, InvalidConfigError, WeightsUnavailableError
-from iwm.hub import CARD_FILE, RepoName
+from iwm.hub import RepoName
 from iwm.hub_client import (
     GRACE_SECONDS,
     KNOWN_FILES,
@@ -29,7 +29,7 @@ from iwm.model_card import write_card
 from iwm.world_model import WorldModel
 from iwm.zoo import HubFiles
 
-LICENSE_FILE = "LICENSE"
+CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def push(
     """Publish a model folder.
 
     Sends `config.json`, all weights, `LICENSE` where there is one, and `README.md`: the
-    folder's own, or else a model card written from the config. Weights of another model that
-    the repository holds under other names (a student, a task) go, in the same commit; earlier
-    commits keep them.
+    folder's own, or else a model card written from the config. What the repository holds of
+    another model under other names (a student, a task, its licence) goes in the same commit;
+    earlier commits keep it.
 
     Args:
         folder: a model folder; it is loaded first, strictly.
@@ -80,6 +80,7 @@ def push(
         message: of the commit.
 
     Raises:
+        UnknownModelError: no such folder, or no such organisation.
         WeightsUnavailableError: no model in the folder, or the Hub cannot be reached or refuses.
         InvalidConfigError: the folder's config, or the name of the repository, cannot be used.
         IncompatibleWeightsError: the folder's weights do not fit its config.
@@ -101,7 +102,7 @@ def push(
     contents = _contents(folder, config, name.repo)
     size = sum(path.stat().st_size for path in contents.values() if isinstance(path, Path))
     hub = client(token)
-    with explained(name.repo):
+    with explained(name.repo, sending=True):
         within(GRACE_SECONDS, lambda: hub.create_repo(name.repo, private=private, exist_ok=True))
         there = ask(name.repo, "main", options).files
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -116,7 +117,7 @@ def push(
         )
     report = ask(name.repo, str(commit.oid), options)
     _check_received(contents, report, name.repo)
-    sha256 = {file: _digest(content, "sha256") for file, content in contents.items() if file in report.files}
+    sha256 = {file: _digest(content, "sha256") for file, content in contents.items()}
     return Published(config, HubFiles(repo=name.repo, revision=report.commit, sha256=sha256))
 
 
@@ -124,7 +125,7 @@ def _contents(folder: Path, config: WorldModelConfig, repo: str) -> dict[str, Pa
     """What is sent, by name: the config first."""
     contents: dict[str, Path | bytes] = {CONFIG_FILE: folder / CONFIG_FILE}
     for path in sorted(folder.iterdir()):
-        if KNOWN_FILES.fullmatch(path.name) or path.name == LICENSE_FILE:
+        if KNOWN_FILES.fullmatch(path.name):
             contents[path.name] = path
     contents.setdefault(CARD_FILE, write_card(config, repo).encode())
     return contents
@@ -134,8 +135,6 @@ def _check_received(contents: Mapping[str, Path | bytes], report: Report, repo: 
     for file in report.files.keys() - contents.keys():
         raise IntegrityError(f"{repo}@{report.commit} holds {file}, which was not sent. Push again.")
     for file, content in contents.items():
-        if not KNOWN_FILES.fullmatch(file):
-            continue
         received = report.files.get(file)
         algorithm = received.algorithm if received else "sha256"
         expected = _digest(content, algorithm)

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,15 @@ from iwm.checkpoint import (
 )
 from iwm.config import WorldModelConfig
 from iwm.device import resolve_device
+from iwm.downloads import verified_folder
 from iwm.encoder import Encoder, normalize_tokens
-from iwm.errors import IncompatibleLatentError, InvalidActionError, WeightsUnavailableError
-from iwm.hub import verified_folder
+from iwm.errors import (
+    IncompatibleLatentError,
+    InvalidActionError,
+    InvalidConfigError,
+    WeightsUnavailableError,
+    nearest,
+)
 from iwm.hub_client import HubOptions
 from iwm.images import ImageLike, Images, Preprocess, batched, count, iterate
 from iwm.integrity import Verify
@@ -39,6 +45,8 @@ from iwm.predictor import Predictor
 
 if TYPE_CHECKING:
     from iwm.publishing import Published
+
+Branch = Literal["teacher", "student"]
 
 _LOSSLESS = (torch.float16, torch.float32, torch.float64)
 """What stored weights can be cast to without losing what the fingerprint is made of."""
@@ -227,9 +235,11 @@ class WorldModel(nn.Module):
             message: of the commit.
 
         Raises:
+            InvalidConfigError: `repo_id` is no name for a repository.
             UnknownModelError: no such organisation.
             WeightsUnavailableError: the Hub cannot be reached, or refuses.
             IntegrityError: what the Hub holds afterwards is not what was sent.
+            SaveError: no room for a copy of the weights in the temporary folder.
         """
         from iwm.publishing import push
 
@@ -246,16 +256,16 @@ class WorldModel(nn.Module):
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
-        branch: Literal["teacher", "student"] = "teacher",
+        branch: Branch = "teacher",
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         token: str | None = None,
         verify: Verify = "once",
     ) -> WorldModel:
-        """Load a model folder or a repository of the Hub, strictly; `iwm.load` takes zoo names too.
+        """Load a model folder or a repository of the Hub, strictly.
 
-        Args are those of `iwm.load`.
+        Arguments are those of `iwm.load`, which takes zoo names as well.
 
         Raises:
             UnknownModelError: no such folder, repository or revision.
@@ -264,11 +274,22 @@ class WorldModel(nn.Module):
             InvalidConfigError: its config, or the device, cannot be used.
             IncompatibleWeightsError: its weights do not fit its config.
         """
-        names = [CONFIG_FILE, WEIGHTS_FILE] + ([STUDENT_FILE] if branch == "student" else [])
         options = HubOptions(
             cache_dir=cache_dir, local_files_only=local_files_only, token=token, verify=verify
         )
-        folder = verified_folder(path_or_repo, names, revision, options)
+        check_choices(branch, dtype)
+        folder = verified_folder(path_or_repo, files_of(branch), revision, options)
+        return cls.read(folder, device, dtype, branch)
+
+    @classmethod
+    def read(
+        cls,
+        folder: Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        branch: Branch = "teacher",
+    ) -> WorldModel:
+        """Load a model folder as it is; errors are those of `from_pretrained`."""
         config = read_config(folder)
         kind = dtype or torch.float32
         with torch.device("meta"):
@@ -298,6 +319,19 @@ class WorldModel(nn.Module):
             stream = track(stream, "encoding", count(images))
         for batch in batched(stream, batch_size):
             yield self.encoder(self.preprocess(batch).to(self._like))
+
+
+def files_of(branch: Branch) -> list[str]:
+    """The files that loading a branch needs."""
+    return [CONFIG_FILE, WEIGHTS_FILE] + ([STUDENT_FILE] if branch == "student" else [])
+
+
+def check_choices(branch: str, dtype: object) -> None:
+    """Raise `InvalidConfigError` for a branch or dtype that no model can be loaded with."""
+    if branch not in get_args(Branch):
+        raise InvalidConfigError(f'No branch is called "{branch}".{nearest(str(branch), get_args(Branch))}')
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InvalidConfigError(f"dtype is {dtype!r}; use torch.float32, torch.float16 or torch.bfloat16.")
 
 
 def init_weights(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from iwm.config import (
     ActionConfig,
     Conditioning,
     EncoderConfig,
+    PhotometryDistribution,
     PredictorConfig,
     PreprocessConfig,
     WorldModelConfig,
@@ -84,19 +85,25 @@ class ZooEntry:
 
 _RESEARCH = "research only (trained on ImageNet photographs)"
 _UNPUBLISHED = "none yet (not published)"
+_STRONG = STRENGTHS["strong"]
 _VIT_B = EncoderConfig(width=768, depth=12, heads=12)
 _VIT_L = EncoderConfig(width=1024, depth=24, heads=16)
 
 
 def _paper(
-    name: str, encoder: EncoderConfig, depth: int, width: int, summary: str, strength: str = "paper"
+    name: str,
+    encoder: EncoderConfig,
+    depth: int,
+    width: int,
+    summary: str,
+    strength: PhotometryDistribution = STRENGTHS["paper"],
 ) -> ZooEntry:
     """One of the paper's models: `append` layout, `feature` conditioning."""
     config = WorldModelConfig(
         name=name,
         encoder=encoder,
         predictor=PredictorConfig(depth=depth, width=width),
-        actions=ActionConfig(distribution=STRENGTHS[strength]),
+        actions=ActionConfig(distribution=strength),
         license=_UNPUBLISHED,
     )
     return ZooEntry(config=config, summary=summary)
@@ -108,7 +115,7 @@ def _tiny(name: str, conditioning: Conditioning, summary: str, embedded: bool = 
         name=name,
         encoder=EncoderConfig(width=256, depth=6, heads=4, image_size=128),
         predictor=PredictorConfig(width=192, depth=5, layout="inplace", conditioning=conditioning),
-        actions=ActionConfig(encoding="pair", distribution=STRENGTHS["strong"], symmetric=True),
+        actions=ActionConfig(encoding="pair", distribution=_STRONG, symmetric=True),
         preprocess=PreprocessConfig(size=128, resize=128),
         license=_RESEARCH if embedded else _UNPUBLISHED,
     )
@@ -119,7 +126,7 @@ _ENTRIES = (
     _tiny("iwm-tiny", "adaln", "small equivariant world model, inside the package", embedded=True),
     _tiny("iwm-tiny-inv", "none", "its invariant twin: the same, without actions"),
     _paper("iwm-equi-18-384", _VIT_B, 18, 384, "the paper's main model, ViT-B/16 [table 4]"),
-    _paper("iwm-equi-12-384", _VIT_B, 12, 384, "equivariant by strong jitter, ViT-B/16 [table S1]", "strong"),
+    _paper("iwm-equi-12-384", _VIT_B, 12, 384, "equivariant by strong jitter, ViT-B/16 [table S1]", _STRONG),
     _paper("iwm-inv-12-384", _VIT_B, 12, 384, "the paper's invariant model, ViT-B/16 [table 4]"),
     _paper("iwm-equi-36-512", _VIT_L, 36, 512, "the large equivariant model, ViT-L/16 [table S4]"),
     _paper("iwm-inv-18-384-l16", _VIT_L, 18, 384, "the large invariant model, ViT-L/16 [table S4]"),

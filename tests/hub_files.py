@@ -13,7 +13,7 @@ from loopback_hub import LoopbackHub
 from safetensors.torch import load
 
 import iwm
-from iwm import hub_client
+from iwm import hub_client, integrity, zoo
 from iwm.checkpoint import save_model
 from iwm.config import WorldModelConfig
 from iwm.encoder import Encoder
@@ -54,6 +54,11 @@ def flip(path: Path, offset: int = -1) -> None:
     path.write_bytes(content)
 
 
+def forget_hashes() -> None:
+    """As in a new process: what was hashed is known by receipts alone."""
+    integrity._HASHED.clear()
+
+
 def load_and_tell(endpoint: str, cache: Path, results: Connection, seconds: float) -> None:
     """What a process does that loads `org/tiny`: sends the model's `space`, or why there is none."""
     os.environ["HF_ENDPOINT"] = endpoint
@@ -62,6 +67,13 @@ def load_and_tell(endpoint: str, cache: Path, results: Connection, seconds: floa
         results.send(iwm.load("org/tiny", cache_dir=cache).space)
     except IWMError as error:
         results.send(f"{type(error).__name__}: {error}")
+
+
+def evaluate(text: str) -> ZooEntry:
+    """What a printed zoo entry is, by the names of the module it is pasted into."""
+    entry = eval(text, vars(zoo))
+    assert isinstance(entry, ZooEntry)
+    return entry
 
 
 def check_model(model: WorldModel, files: dict[str, bytes]) -> None:
@@ -75,6 +87,28 @@ def check_tensors(state: dict[str, torch.Tensor], content: bytes) -> None:
     stored = load(content)
     assert state.keys() == stored.keys()
     assert all(torch.equal(tensor, stored[name].float()) for name, tensor in state.items())
+
+
+def check_entry(entry: ZooEntry, hub: LoopbackHub, repo: str, config: WorldModelConfig) -> None:
+    """The entry is a model's and pins the newest commit of a repository, and every file of it."""
+    assert entry.config == config.replace(recipe={}, provenance={}, metrics={})
+    assert (entry.name, entry.weights) == (config.name, "hub")
+    assert entry.hub is not None
+    assert (entry.hub.repo, entry.hub.revision) == (repo, hub.repo(repo).refs["main"])
+    assert entry.hub.sha256 == {
+        name: sha256(content).hexdigest()
+        for name, content in hub.files(repo).items()
+        if name != ".gitattributes"
+    }
+
+
+def check_same(model: WorldModel, other: WorldModel) -> None:
+    """Two models are one, value for value."""
+    assert model.config == other.config
+    assert model.space == other.space
+    state = other.state_dict()
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
 def check_cache(cache: Path) -> None:

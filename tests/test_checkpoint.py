@@ -1,5 +1,6 @@
 """Model folders: atomic writing, strict loading, errors that name what is wrong."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,15 +15,14 @@ from torch import nn
 import iwm
 from iwm.checkpoint import (
     MAX_CONFIG_BYTES,
-    atomic_write,
     load_weights,
     read_config,
     save_model,
     write_tensors,
-    write_text,
 )
 from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig
 from iwm.errors import IncompatibleWeightsError, InvalidConfigError, SaveError, WeightsUnavailableError
+from iwm.files import atomic_write, remove, write_text
 from iwm.world_model import WorldModel
 
 CONFIG = WorldModelConfig(
@@ -38,8 +38,9 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from iwm.checkpoint import write_tensors, write_text
+from iwm.checkpoint import write_tensors
 from iwm.errors import SaveError
+from iwm.files import write_text
 from iwm.training.config import RunConfig
 from iwm.training.run_folder import RunFolder
 
@@ -130,6 +131,13 @@ def test_a_folder_that_cannot_be_written_is_a_save_error(tmp_path):
     with pytest.raises(SaveError, match="folder"):
         write_text(tmp_path / "folder", "text")
     assert _names(tmp_path) == ["file", "folder"]
+
+
+def test_a_file_that_cannot_be_removed_is_a_save_error(tmp_path):
+    remove(tmp_path / "absent")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SaveError, match=r"^Cannot remove .*folder: "):
+        remove(tmp_path / "folder")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
@@ -276,3 +284,74 @@ def test_a_config_that_cannot_be_used_is_refused_with_its_path(tmp_path, text, w
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InvalidConfigError, match=rf"config\.json.*{words}"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("opened", [2, 3, 4])
+def test_a_file_that_is_replaced_while_it_is_read_is_no_mixture(tmp_path, stored, monkeypatch, opened):
+    path, calls = tmp_path / "w.safetensors", []
+    save_file(stored, path)
+    save_file({name: tensor + 1 for name, tensor in stored.items()}, tmp_path / "other")
+
+    def replacing(*args, **options):
+        calls.append(args)
+        if len(calls) == opened:
+            (tmp_path / "other").replace(path)
+        return safe_open(*args, **options)
+
+    monkeypatch.setattr("iwm.checkpoint._PIECE", 1)  # Each tensor is read for itself.
+    monkeypatch.setattr("iwm.checkpoint.safe_open", replacing)
+    module = Pair()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(
+        WeightsUnavailableError, match=r"w\.safetensors was replaced while it was read; load it"
+    ):
+        load_weights(path, module)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    load_weights(path, module)
+    assert len(calls) >= 2 * (1 + len(stored))
+    assert all(torch.equal(tensor, stored[name] + 1) for name, tensor in module.state_dict().items())
+
+
+def header(tensors, size=24):
+    """A safetensors file of this header, with zeros behind it."""
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(size)
+
+
+ESCAPES = "\x1b[2J\u202e\n" * 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            header({ESCAPES: {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}}),
+            r"1 unexpected \(\\x1b\[2J",
+        ),
+        (
+            header(
+                {
+                    f"{i}{ESCAPES}": {"dtype": "F16", "shape": [2], "data_offsets": [4 * i, 4 * i + 4]}
+                    for i in range(6)
+                }
+            ),
+            r"6 unexpected \(0\\x1b\[2J",
+        ),
+        (
+            header({"two.weight": {"dtype": "F32", "shape": [1] * 100_000 + [6], "data_offsets": [0, 24]}}),
+            r"two\.weight has shape \[1, 1, 1, .*\.\.\., expected \[2, 2\]",
+        ),
+        (
+            header({"x": {"dtype": ESCAPES, "shape": [6], "data_offsets": [0, 24]}}),
+            "is not a readable safetensors",
+        ),
+        (header({ESCAPES: 7}), "is not a readable safetensors"),
+    ],
+    ids=["name", "names", "shape", "type", "no tensor"],
+)
+def test_what_a_stranger_calls_a_tensor_stays_short_and_printable(tmp_path, content, words):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(IncompatibleWeightsError, match=words) as caught:
+        load_weights(tmp_path / "w.safetensors", Pair())
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 800

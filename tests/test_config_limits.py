@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import resource
 import time
 import tracemalloc
@@ -22,7 +23,7 @@ from iwm.config import (
     PreprocessConfig,
     WorldModelConfig,
 )
-from iwm.errors import IncompatibleWeightsError, InvalidConfigError
+from iwm.errors import IncompatibleWeightsError, InvalidConfigError, quoted
 from iwm.world_model import WorldModel
 from iwm.zoo import ZOO
 
@@ -112,8 +113,9 @@ def test_names(name):
 def test_a_name_is_no_path(name):
     with pytest.raises(InvalidConfigError) as caught:
         WorldModelConfig(name=name)
+    said = quoted(repr(name))
     assert (
-        str(caught.value) == f"name is {name!r}; use letters, digits, dots and dashes: it must not be a path."
+        str(caught.value) == f"name is {said}; use letters, digits, dots and dashes: it must not be a path."
     )
 
 
@@ -268,3 +270,57 @@ def test_a_large_model_without_its_weights_takes_no_memory(tmp_path):
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
     )  # Kilobytes; weights have 40 GB.
+
+
+LONG = "\x1b[2J" * 200_000
+DIGITS = int("7" * 4000)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {LONG: 1},
+        {"encoder": {LONG: 1}},
+        {"actions": {"distribution": {LONG: 1}}},
+        {"encoder": LONG},
+        {"encoder": {"width": LONG}},
+        {"encoder": {"width": DIGITS}},
+        {"encoder": {"heads": -DIGITS}},
+        {"predictor": {"layout": LONG}},
+        {"preprocess": {"size": DIGITS}},
+        {"preprocess": {"mean": [1] * 100_000}},
+        {"actions": {"encoding": [LONG]}},
+        {"name": LONG},
+        {"license": LONG},
+        {"license": {LONG: LONG}},
+        {"recipe": [LONG]},
+        {"metrics": LONG},
+        {"format": DIGITS},
+        {"format": -DIGITS},
+        {"format": LONG},
+    ],
+    ids=lambda fields: re.sub(r"[^a-z]+", " ", str(fields)[:60]),
+)
+def test_a_strangers_words_stay_short_and_printable(fields):
+    with pytest.raises(InvalidConfigError) as caught:
+        WorldModelConfig.from_json(json.dumps(fields))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def nested(depth):
+    """A config whose recipe is this deep."""
+    return '{"recipe": ' + '{"a": ' * depth + "1" + "}" * (depth + 1)
+
+
+@pytest.mark.parametrize("depth", [1, 50, 100, 150])
+def test_nested_values_are_read(depth):
+    config = WorldModelConfig.from_json(nested(depth))
+    assert WorldModelConfig.from_json(config.to_json()) == config
+
+
+def test_values_that_are_nested_too_deeply_are_refused():
+    for depth in (300, 500, *range(850, 1010), 2000, 10_000, 100_000):  # Every limit is met by one of them.
+        with pytest.raises(InvalidConfigError) as caught:
+            WorldModelConfig.from_json(nested(depth))
+        assert len(str(caught.value)) < 500

@@ -376,3 +376,14 @@ def test_a_published_entry_loads_by_its_name(hub, monkeypatch, tiny_config, tmp_
     check_model(load("my-model", local_files_only=True, **options), files)
     assert not hub.requests
     assert load("my-model", branch="student", **options).space != load("my-model", **options).space
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"branch": "techer"}, 'No branch is called "techer". Did you mean "teacher"'),
+     ({"dtype": torch.int32}, "dtype is torch.int32"), ({"dtype": "float16"}, "dtype is 'float16'")],
+)  # fmt: skip
+def test_from_pretrained_takes_no_other_choices(folder, options, message):
+    for name in (folder, "org/none"):
+        with pytest.raises(InvalidConfigError, match=message):
+            WorldModel.from_pretrained(name, **options)

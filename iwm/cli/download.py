@@ -37,5 +37,5 @@ def download_command(
     for name, short in folders.items():
         target = to / short if to and len(folders) > 1 else to
         folder = download(name, target, options)
-        place = str(target) if target else name
-        console.print(f'{name}: verified, in {folder}. Load it: iwm.load("{place}")')
+        where = f'"{target or name}"' + (f', cache_dir="{cache_dir}"' if cache_dir and not target else "")
+        console.print(f"{name}: verified, in {folder}. Load it: iwm.load({where})")

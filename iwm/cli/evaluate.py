@@ -120,7 +120,8 @@ def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
     Raises:
         WeightsUnavailableError: not a model folder.
     """
-    from iwm.checkpoint import CONFIG_FILE, read_config, write_text
+    from iwm.checkpoint import CONFIG_FILE, read_config
+    from iwm.files import write_text
 
     config = read_config(folder)
     write_text(folder / CONFIG_FILE, config.replace(metrics=config.metrics | {name: value}).to_json())
@@ -128,9 +129,10 @@ def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
 
 def _record_folder(model: str) -> Path:
     """Where `--record` writes; found out before the long work."""
-    from iwm.checkpoint import CONFIG_FILE, RECEIPT_FILE, read_config
+    from iwm.checkpoint import CONFIG_FILE, read_config
     from iwm.errors import SaveError
     from iwm.hub import RepoName
+    from iwm.integrity import is_fetched
     from iwm.loading import find_folder
     from iwm.zoo import ZOO
 
@@ -138,7 +140,7 @@ def _record_folder(model: str) -> Path:
     if published or (RepoName.parse(model) and not os.path.isdir(model)):
         raise SaveError(f"{model} is published; --record writes to a model folder of your own.")
     folder = find_folder(model)
-    if (folder / RECEIPT_FILE).exists():
+    if is_fetched(folder):
         raise SaveError(f"{folder} holds downloaded files, which must stay as they are; copy them first.")
     read_config(folder)
     check_output(folder / CONFIG_FILE)

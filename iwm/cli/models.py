@@ -88,7 +88,7 @@ def info_command(
     command = config.recipe.get("command") or (entry.recipe_command if entry else None)
     if command:
         _say("train it", style="bold")
-        _say(f"  {command}")
+        _say(f"  {_line(command)}")
     _say("cite", style="bold")
     _say(CITATION)
 
@@ -100,7 +100,12 @@ def _say(text: str, style: str | None = None) -> None:
 def _say_pairs(values: dict[str, str]) -> None:
     width = min(40, max(12, *map(len, values)))
     for key, value in values.items():
-        _say(f"  {key:{width}} {value}")
+        _say(f"  {_line(key):{width}} {_line(value)}")
+
+
+def _line(text: object) -> str:
+    """On one line: a value must not look like the line of another."""
+    return " ".join(str(text).split())
 
 
 def _place(entry: ZooEntry) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from iwm.checkpoint import CONFIG_FILE, atomic_write, write_text
+from iwm.checkpoint import CONFIG_FILE
 from iwm.config import dotted, to_json
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
+from iwm.files import atomic_write, write_text
 from iwm.training.config import RunConfig
 
 RUN_FILE = "run.json"

@@ -36,7 +36,7 @@ def names(folder):
 def said(shown):
     """What each line says: the name, the folder, and what to type to load it."""
     assert shown.code == 0, shown.err
-    line = r'(\S+): verified, in (.+)\. Load it: iwm\.load\("(.+)"\)'
+    line = r'(\S+): verified, in (.+)\. Load it: iwm\.load\("([^"]+)"(?:, cache_dir=".+")?\)'
     return [re.fullmatch(line, printed).groups() for printed in shown.out.splitlines()]
 
 
@@ -160,7 +160,10 @@ def test_progress_is_no_part_of_the_result(hub, repo, tmp_path, environment):
         check=False,
     )  # fmt: skip
     folder = tmp_path / "cache" / "models--org--tiny" / "snapshots" / repo
-    assert done.stdout == f'org/tiny: verified, in {folder}. Load it: iwm.load("org/tiny")\n'
+    assert (
+        done.stdout
+        == f'org/tiny: verified, in {folder}. Load it: iwm.load("org/tiny", cache_dir="{tmp_path}/cache")\n'
+    )
     assert "100%" in done.stderr
 
 

@@ -214,7 +214,7 @@ def test_a_result_that_cannot_be_recorded_is_shown_all_the_same(
         "knn": ["--train", classes[0], "--val", classes[1]],
     }[kind]
     exact = command("eval", kind, *words, "-m", model_folder, "--json").json
-    monkeypatch.setattr("iwm.checkpoint.write_text", refuse)
+    monkeypatch.setattr("iwm.files.write_text", refuse)
     shown = command("eval", kind, *words, "-m", model_folder, "--json", "--record")
     assert shown.code == 1
     assert json.loads(shown.out) == exact

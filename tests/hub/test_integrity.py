@@ -1,80 +1,20 @@
 """Whether fetched files are what was published: in transit, in the cache, in a folder; and how often they are read."""
 
 import os
-import shutil
-from functools import partial
 from hashlib import sha1, sha256
 
 import pytest
-from hub_files import check_cache, check_model, flip, model_files, pinned_entry
+from hub_files import check_cache, check_model, flip, forget_hashes, pinned_entry
 from loopback_hub import Corrupt
 
 import iwm
-from iwm import integrity
-from iwm.errors import IntegrityError, InvalidConfigError, SaveError, WeightsUnavailableError
+from iwm.errors import IntegrityError, InvalidConfigError, WeightsUnavailableError
 from iwm.hub_client import HubOptions
-from iwm.integrity import hash_file
 from iwm.loading import download
 from iwm.world_model import WorldModel
 from iwm.zoo import ZOO
 
 FILES = ("config.json", "model.safetensors")
-
-
-@pytest.fixture
-def files(tmp_path, tiny_config):
-    return model_files(tmp_path / "saved", tiny_config())
-
-
-@pytest.fixture
-def commit(hub, files):
-    """Of `org/tiny` on the Hub."""
-    return hub.add_repo("org/tiny", files)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def load(cache):
-    return partial(iwm.load, cache_dir=cache)
-
-
-@pytest.fixture
-def snapshot(cache, commit):
-    return cache / "models--org--tiny" / "snapshots" / commit
-
-
-@pytest.fixture
-def receipt(cache, commit):
-    return cache / "models--org--tiny" / ".iwm" / f"{commit}.json"
-
-
-@pytest.fixture
-def copy(commit, cache, tmp_path):
-    """A folder made by `iwm download`."""
-    return download("org/tiny", tmp_path / "copy", HubOptions(cache_dir=cache))
-
-
-@pytest.fixture
-def hashed(monkeypatch):
-    """Names of the files that are read through for their hash, as it happens; `fresh()` ends what is known."""
-    names = []
-
-    def counting(path, algorithm):
-        names.append(path.name)
-        return hash_file(path, algorithm)
-
-    monkeypatch.setattr(integrity, "hash_file", counting)
-    integrity._HASHED.clear()
-    return names
-
-
-def fresh():
-    """As in a new process."""
-    integrity._HASHED.clear()
 
 
 def digests(content, name):
@@ -125,7 +65,7 @@ def test_damage_at_rest(hub, load, cache, commit, files, snapshot, receipt, name
     assert (snapshot / name).stat().st_mtime_ns == stat.st_mtime_ns
     if not receipts:
         receipt.unlink()
-        fresh()
+        forget_hashes()
     with pytest.raises(IntegrityError) as caught:
         load("org/tiny", **options)
     found = digests(flipped(files[name], -1), name).split()[1]
@@ -163,31 +103,6 @@ def test_damage_to_a_file_that_two_revisions_share_heals_in_both(hub, load, cach
     check_model(load("org/tiny", revision=commit), files)
     check_model(load("org/tiny"), files)
     check_cache(cache)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_damage_without_symbolic_links(hub, load, cache, commit, files, snapshot, name):
-    load("org/tiny")
-    for path in snapshot.iterdir():  # As the client leaves them where links cannot be made.
-        path.resolve().replace(path)
-    check_model(load("org/tiny"), files)
-    flip(snapshot / name)
-    with pytest.raises(IntegrityError, match="was removed from the cache"):
-        load("org/tiny")
-    assert not (snapshot / name).exists()
-    check_model(load("org/tiny"), files)
-
-
-def test_a_link_out_of_the_cache_is_cut_and_its_target_stays(load, commit, files, snapshot, tmp_path):
-    load("org/tiny")
-    outside = tmp_path / "precious.txt"
-    outside.write_bytes(b"mine")
-    (snapshot / "model.safetensors").unlink()
-    (snapshot / "model.safetensors").symlink_to(outside)
-    with pytest.raises(IntegrityError, match="was removed from the cache"):
-        load("org/tiny")
-    assert outside.read_bytes() == b"mine"
-    check_model(load("org/tiny"), files)
 
 
 @pytest.mark.parametrize(("name", "words"), [
@@ -240,14 +155,14 @@ def test_a_file_is_hashed_once_until_something_touches_it(load, files, hashed, c
     load("org/tiny")
     assert hashed == list(FILES)
     load("org/tiny")
-    fresh()
+    forget_hashes()
     load("org/tiny")
     load("org/tiny", local_files_only=True)
     assert hashed == list(FILES)
     os.utime(snapshot / "model.safetensors")
     check_model(load("org/tiny"), files)
     assert hashed == [*FILES, "model.safetensors"]
-    fresh()
+    forget_hashes()
     load("org/tiny")
     assert len(hashed) == 3
     for _ in range(2):
@@ -278,60 +193,3 @@ def test_other_words_for_verify(hub, commit, copy, call):
     with pytest.raises(InvalidConfigError, match=r'^verify is "allways"'):
         download("org/tiny", options=HubOptions(verify="allways"))
     assert hub.requests == []
-
-
-@pytest.mark.parametrize("moved", [None, "rename", "copytree"])
-def test_a_downloaded_folder_is_verified_wherever_it_is(copy, commit, files, tmp_path, hashed, moved):
-    place = copy
-    if moved:
-        place = tmp_path / "other place" / "model"
-        place.parent.mkdir()
-        copy.rename(place) if moved == "rename" else shutil.copytree(copy, place)
-    check_model(iwm.load(place), files)
-    fresh()
-    seen = len(hashed)
-    check_model(iwm.load(place), files)
-    check_model(WorldModel.from_pretrained(str(place)), files)
-    assert len(hashed) == seen
-    for name in FILES:
-        content = (place / name).read_bytes()
-        flip(place / name)
-        for _ in range(2):
-            with pytest.raises(IntegrityError) as caught:
-                iwm.load(place)
-            assert str(caught.value).endswith(
-                f"Download it again: iwm download org/tiny@{commit} --to {place}"
-            )
-            assert f"{name} of org/tiny" in str(caught.value)
-        assert (place / name).exists()
-        (place / name).write_bytes(content)
-    check_model(iwm.load(place, verify="always"), files)
-
-
-def test_a_model_saved_over_a_download_is_the_users_own(copy, tmp_path, tiny_config, cache):
-    model = WorldModel(tiny_config("append"))
-    model.save_pretrained(copy)
-    assert not (copy / ".iwm" / "receipt.json").exists()
-    check_model(iwm.load(copy), {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()})
-    with pytest.raises(SaveError, match="holds a model of its own"):
-        download("org/tiny", copy, HubOptions(cache_dir=cache))
-
-
-def test_a_second_download_takes_the_place_of_the_first(hub, cache, files, tmp_path, tiny_config):
-    big = model_files(tmp_path / "big", tiny_config("append"), seed=3, student=True) | {
-        "README.md": b"# Big\n"
-    }
-    hub.add_repo("org/big", big)
-    hub.add_repo("org/tiny", files)
-    to, options = tmp_path / "copy", HubOptions(cache_dir=cache)
-    download("org/big", to, options)
-    check_model(iwm.load(to, branch="teacher"), big)
-    (to / "notes.txt").write_text("mine")
-    download("org/tiny", to, options)
-    assert {path.name for path in to.iterdir()} == {*files, ".iwm", "notes.txt"}
-    check_model(iwm.load(to), files)
-    with pytest.raises(WeightsUnavailableError, match="holds no student"):
-        iwm.load(to, branch="student")
-    flip(to / "model.safetensors")
-    download("org/tiny", to, options)
-    check_model(iwm.load(to), files)

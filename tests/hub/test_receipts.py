@@ -2,76 +2,16 @@
 
 import json
 import os
-from functools import partial
 from hashlib import sha1, sha256
 
 import pytest
-from hub_files import check_model, flip, model_files
+from hub_files import check_model, flip, forget_hashes
 
-import iwm
 from iwm import integrity
 from iwm.errors import IntegrityError, InvalidConfigError, WeightsUnavailableError
-from iwm.hub_client import HubOptions
 from iwm.integrity import Digest, Receipt, hash_bytes, hash_file, sha256_digests
-from iwm.loading import download
 
 FILES = ("config.json", "model.safetensors")
-
-
-@pytest.fixture
-def files(tmp_path, tiny_config):
-    return model_files(tmp_path / "saved", tiny_config())
-
-
-@pytest.fixture
-def commit(hub, files):
-    """Of `org/tiny` on the Hub."""
-    return hub.add_repo("org/tiny", files)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def load(cache):
-    return partial(iwm.load, cache_dir=cache)
-
-
-@pytest.fixture
-def snapshot(cache, commit):
-    return cache / "models--org--tiny" / "snapshots" / commit
-
-
-@pytest.fixture
-def receipt(cache, commit):
-    return cache / "models--org--tiny" / ".iwm" / f"{commit}.json"
-
-
-@pytest.fixture
-def copy(commit, cache, tmp_path):
-    """A folder made by `iwm download`."""
-    return download("org/tiny", tmp_path / "copy", HubOptions(cache_dir=cache))
-
-
-@pytest.fixture
-def hashed(monkeypatch):
-    """Names of the files that are read through for their hash, as it happens; `fresh()` ends what is known."""
-    names = []
-
-    def counting(path, algorithm):
-        names.append(path.name)
-        return hash_file(path, algorithm)
-
-    monkeypatch.setattr(integrity, "hash_file", counting)
-    integrity._HASHED.clear()
-    return names
-
-
-def fresh():
-    """As in a new process."""
-    integrity._HASHED.clear()
 
 
 GARBAGE = {
@@ -98,7 +38,7 @@ def test_a_receipt_that_cannot_be_understood_is_written_anew(load, hashed, commi
     load("org/tiny")
     good = receipt.read_bytes()
     receipt.write_bytes(garbage(good) if callable(garbage) else garbage)
-    fresh()
+    forget_hashes()
     check_model(load("org/tiny", local_files_only=True), files)
     assert hashed == [*FILES, *FILES]
     assert json.loads(receipt.read_bytes())["hashed"] == json.loads(good)["hashed"]
@@ -119,7 +59,7 @@ def test_a_receipt_cannot_vouch_for_a_file_it_does_not_describe(load, commit, fi
     ]
     data["hashed"]["model.safetensors"][1] = "0" * 64
     receipt.write_text(json.dumps(data))
-    fresh()
+    forget_hashes()
     with pytest.raises(IntegrityError, match=r"^model\.safetensors of org/tiny"):
         load("org/tiny")
 
@@ -170,7 +110,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(tmp_path, monk
         return found
 
     monkeypatch.setattr(integrity, "hash_file", slow)
-    fresh()
+    forget_hashes()
     known = Receipt(tmp_path / "receipt.json", "here", {"a": Digest("sha256", sha256(b"a").hexdigest())})
     known.check(tmp_path, ["a"])
     assert integrity._HASHED == {}

@@ -8,7 +8,9 @@ from functools import partial
 
 import pytest
 import torch
-from hub_files import check_cache, check_model, model_files
+from hub_files import check_cache, check_model
+from loopback_hub import Status
+from loopback_server import json_answer
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensors
 
@@ -19,24 +21,10 @@ from iwm.errors import (
     UnknownModelError,
     WeightsUnavailableError,
 )
+from iwm.hub import MAX_FILES
 from iwm.hub_client import HubOptions
 from iwm.loading import download
 from iwm.world_model import WorldModel
-
-
-@pytest.fixture
-def files(tmp_path, tiny_config):
-    return model_files(tmp_path / "saved", tiny_config())
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def load(cache):
-    return partial(iwm.load, cache_dir=cache)
 
 
 def changed(content, changes):
@@ -289,3 +277,54 @@ def test_revisions_that_git_can_have(hub, load, files, revision):
     hub.tag("org/tiny", revision, hub.add_repo("org/tiny", files))
     check_model(load("org/tiny", revision=revision), files)
     check_model(load("org/tiny", revision=revision, local_files_only=True), files)
+
+
+def test_more_files_than_a_model_can_have_are_not_fetched(hub, load, files, options):
+    tasks = {f"task-{i}.safetensors": b"head" for i in range(MAX_FILES - len(files))}
+    commit = hub.add_repo("org/tiny", files | tasks)
+    check_model(load("org/tiny"), files)
+    hub.commit("org/tiny", {"task-one-more.safetensors": b"head"})
+    hub.requests.clear()
+    words = f"^org/tiny has {MAX_FILES + 1} files of weights; {MAX_FILES} are allowed"
+    with pytest.raises(IncompatibleWeightsError, match=words):
+        load("org/tiny")
+    with pytest.raises(IncompatibleWeightsError, match=words):
+        download("org/tiny", options=options)
+    assert requested(hub) == set()
+    check_model(load("org/tiny", revision=commit), files)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_whose_size_the_hub_does_not_tell_is_not_fetched(hub, load, files, monkeypatch, name):
+    hub.add_repo("org/tiny", files)
+    healthy = hub.answer
+
+    def silent(request, body):
+        answer = healthy(request, body)
+        if not request.path.startswith("/api/models/"):
+            return answer
+        told = json.loads(answer.body)
+        (file,) = (file for file in told["siblings"] if file["rfilename"] == name)
+        file["size"] = None
+        if "lfs" in file:
+            file["lfs"]["size"] = None
+        return json_answer(told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "answer", silent)
+        with pytest.raises(
+            WeightsUnavailableError, match=f"^The Hub does not say how large {name} of org/tiny is"
+        ):
+            load("org/tiny")
+    assert name not in requested(hub)
+    check_model(load("org/tiny"), files)
+
+
+def test_what_a_server_says_stays_short_and_printable(hub, load, files):
+    hub.add_repo("org/tiny", files)
+    said = "\x1b]0;pwned\x07 " + "x" * 5000
+    hub.inject(Status(418, message=said), "/api/models/*")
+    with pytest.raises(WeightsUnavailableError, match=r"refuses org/tiny \(418: .*xxx\.\.\.\)\.$") as caught:
+        load("org/tiny")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500

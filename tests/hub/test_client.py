@@ -3,37 +3,15 @@
 import json
 import threading
 import time
-from functools import partial
 
 import pytest
-from hub_files import check_cache, check_failure, check_healed, check_model, model_files
+from hub_files import check_cache, check_failure, check_healed, check_model
 from loopback_server import Answer
 
 import iwm
 from iwm.errors import UnknownModelError, WeightsUnavailableError
 from iwm.hub_client import HubOptions, answered, ask, cached, endpoint, get, within
 from iwm.world_model import WorldModel
-
-
-@pytest.fixture
-def files(tmp_path, tiny_config):
-    return model_files(tmp_path / "saved", tiny_config())
-
-
-@pytest.fixture
-def commit(hub, files):
-    """Of `org/tiny` on the Hub."""
-    return hub.add_repo("org/tiny", files)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def load(cache):
-    return partial(iwm.load, cache_dir=cache)
 
 
 def test_within_gives_what_the_call_gives():

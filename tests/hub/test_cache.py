@@ -1,6 +1,5 @@
 """The cache of the Hub's client: filled by others, full, read-only, shared, and left by processes that were killed."""
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -17,6 +16,7 @@ from hub_files import (
     check_model,
     check_tensors,
     flip,
+    forget_hashes,
     load_and_tell,
     model_files,
     pinned_entry,
@@ -27,7 +27,7 @@ from loopback_hub import Stall, Status
 import iwm
 from iwm.errors import IntegrityError, SaveError, WeightsUnavailableError
 from iwm.hub_client import HubOptions
-from iwm.integrity import _HASHED
+from iwm.integrity import hash_file
 from iwm.loading import download
 from iwm.zoo import ZOO
 
@@ -42,37 +42,8 @@ def files(tmp_path, tiny_config):
 
 
 @pytest.fixture
-def commit(hub, files):
-    """Of `org/tiny` on the Hub."""
-    return hub.add_repo("org/tiny", files)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def load(cache):
-    return partial(iwm.load, cache_dir=cache)
-
-
-@pytest.fixture
-def snapshot(cache, commit):
-    return cache / "models--org--tiny" / "snapshots" / commit
-
-
-@pytest.fixture
 def offline(load):
     return partial(load, local_files_only=True)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes of their own, in which the library is imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hub_files", "iwm.loading", "huggingface_hub.file_download"])
-    return context
 
 
 @contextmanager
@@ -150,7 +121,7 @@ def test_a_cache_that_another_program_filled_is_used_and_verified(
             hf_hub_download("org/tiny", name, cache_dir=cache, endpoint=hub.url)
     check_model(offline("org/tiny"), files)
     check_model(offline(f"org/tiny@{commit}"), files)
-    _HASHED.clear()
+    forget_hashes()
     for receipt in cache.glob("models--org--tiny/.iwm/*"):
         receipt.unlink()
     flip(cache / "models--org--tiny" / "snapshots" / commit / "model.safetensors")
@@ -231,10 +202,14 @@ def test_a_read_only_cache_that_holds_the_model(hub, load, cache, commit, files,
         ZOO, "pinned", pinned_entry(tiny_config(), commit, {name: files[name] for name in MAIN})
     )
     (cache / "models--org--tiny" / ".iwm" / f"{commit}.json").unlink()
-    _HASHED.clear()
+    forget_hashes()
+    hashed = []
+    monkeypatch.setattr("iwm.integrity.hash_file", lambda *of: hashed.append(of[0].name) or hash_file(*of))
     with read_only(cache):
-        for options in ({}, {"local_files_only": True}, {"revision": commit}, {"verify": "always"}):
+        for options in ({}, {"local_files_only": True}, {"revision": commit}):
             check_model(load("org/tiny", **options), files)
+            assert hashed == list(MAIN)  # Where nothing can be written, the process remembers.
+        check_model(load("org/tiny", verify="always"), files)
         check_model(load("pinned"), files)
         hub.commit("org/tiny", {"config.json": files["config.json"] + b" "})
         with pytest.raises(
@@ -372,3 +347,49 @@ def test_an_hour_that_the_hub_wants_is_not_waited(hub, load, cache, commit, file
         f"WeightsUnavailableError: {hub.url} stalls over model.safetensors of org/tiny (nothing"
     )
     check_healed(hub, load, cache, files)
+
+
+def test_a_config_that_another_program_cached_makes_an_architecture(load, hub, commit, files, cache, offline):
+    hf_hub_download("org/tiny", "config.json", cache_dir=cache, endpoint=hub.url)
+    config = iwm.WorldModelConfig.from_json(files["config.json"])
+    hub.requests.clear()
+    for name in ("org/tiny", f"org/tiny@{commit}"):
+        assert offline(name, pretrained=False).config == config
+        with pytest.raises(
+            WeightsUnavailableError, match=r"model\.safetensors of .* is not in the cache with"
+        ):
+            offline(name)
+    assert load(f"org/tiny@{commit}", pretrained=False).config == config
+    assert hub.requests == []
+
+
+def test_what_another_program_cached_is_what_there_is_while_the_hub_is_down(
+    hub, load, commit, files, options, cache, caplog
+):
+    for name in MAIN:
+        hf_hub_download("org/tiny", name, cache_dir=cache, endpoint=hub.url)
+    hub.inject(Status(503), "/api/models/*")
+    folder = download(f"org/tiny@{commit}", options=options)
+    assert {path.name for path in folder.iterdir()} == set(MAIN)
+    assert f"Going on with the copy in the cache ({commit[:12]})." in caplog.text
+    with pytest.raises(
+        WeightsUnavailableError, match=r"student\.safetensors of .* the Hub cannot be reached"
+    ):
+        load(f"org/tiny@{commit}", branch="student")
+    hub.heal()
+    assert {path.name for path in download(f"org/tiny@{commit}", options=options).iterdir()} == files.keys()
+
+
+def test_plain_files_of_another_program_say_nothing_of_themselves(
+    hub, load, commit, files, cache, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
+    for name in MAIN:
+        hf_hub_download("org/tiny", name, cache_dir=cache, endpoint=hub.url)
+    words = (
+        r"config\.json of org/tiny@.* is not in the cache with what it must be, and no request may be made"
+    )
+    with pytest.raises(WeightsUnavailableError, match=words):
+        load(f"org/tiny@{commit}", local_files_only=True)
+    check_model(load(f"org/tiny@{commit}"), files)
+    check_model(load(f"org/tiny@{commit}", local_files_only=True), files)

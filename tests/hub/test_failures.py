@@ -4,7 +4,6 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from functools import partial
 
 import huggingface_hub
 import pytest
@@ -21,27 +20,6 @@ INFO = "/api/models/*"
 CONFIG = "*/resolve/*/config.json"
 WEIGHTS = "*/resolve/*/model.safetensors"
 SIZE = 168_288  # Of the weights; a test says so.
-
-
-@pytest.fixture
-def files(tmp_path, tiny_config):
-    return model_files(tmp_path / "saved", tiny_config())
-
-
-@pytest.fixture
-def commit(hub, files):
-    """Of `org/tiny` on the Hub."""
-    return hub.add_repo("org/tiny", files)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def load(cache):
-    return partial(iwm.load, cache_dir=cache)
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +56,10 @@ def closed_port():
 
 
 ANSWERS = [
-    (Status(500), INFO, "GET", r"cannot give org/tiny now \(500\)\. Try again later\."),
-    (Status(503), INFO, "GET", r"cannot give org/tiny now \(503\)\. Try again later\."),
-    (Status(500), CONFIG, "GET", r"cannot give config\.json of org/tiny now \(500\)"),
-    (Status(503), WEIGHTS, "GET", r"cannot give model\.safetensors of org/tiny now \(503\)"),
+    (Status(500), INFO, "GET", r"cannot serve org/tiny now \(500\)\. Try again later\."),
+    (Status(503), INFO, "GET", r"cannot serve org/tiny now \(503\)\. Try again later\."),
+    (Status(500), CONFIG, "GET", r"cannot serve config\.json of org/tiny now \(500\)"),
+    (Status(503), WEIGHTS, "GET", r"cannot serve model\.safetensors of org/tiny now \(503\)"),
     (
         Status(429),
         INFO,
@@ -99,7 +77,7 @@ ANSWERS = [
         "HEAD",
         r"^org/tiny has no model.safetensors at ",
     ),
-    (Status(404), WEIGHTS, "GET", r"cannot give model\.safetensors of org/tiny now \(404\)"),
+    (Status(404), WEIGHTS, "GET", r"refuses model\.safetensors of org/tiny \(404\)\.$"),
     (Status(200), INFO, "GET", r"Cannot get org/tiny from http.*Check the network"),
     (Status(200), WEIGHTS, "HEAD", r"Cannot get model\.safetensors of org/tiny from http"),
     (
@@ -127,6 +105,15 @@ def test_failures_at_once(hub, load, cache, commit, files, fault, path, method, 
     check_failure(load, "org/tiny", WeightsUnavailableError, words)
     check_failure(load, "hf-hub:org/tiny", WeightsUnavailableError, r"^((?!no folder here).)*$")
     check_healed(hub, load, cache, files)
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [(INFO, "GET"), (CONFIG, "HEAD"), (CONFIG, "GET"), (WEIGHTS, "HEAD"), (WEIGHTS, "GET")],
+)
+def test_a_refusal_is_not_taken_for_a_mistyped_folder(hub, load, commit, path, method):
+    hub.inject(Status(403), path, method)
+    check_failure(load, "org/tiny", WeightsUnavailableError, r"refuses ((?!no folder here).)*$")
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
@@ -296,9 +283,9 @@ def test_an_address_that_is_none(load, monkeypatch, endpoint):
 def test_a_copy_without_the_student_is_no_help(hub, load, commit, files, caplog):
     load("org/tiny")
     hub.inject(Status(503), INFO)
-    check_failure(
-        load, "org/tiny", WeightsUnavailableError, r"student\.safetensors of org/tiny", branch="student"
-    )
+    words = r"student\.safetensors of org/tiny is not in the cache .*, and the Hub cannot be reached\."
+    check_failure(load, "org/tiny", WeightsUnavailableError, words, branch="student")
+    assert warnings_of(caplog)[0].endswith(f"Going on with the copy in the cache ({commit[:12]}).")
 
 
 def test_a_download_that_fails_leaves_no_folder_that_loads(hub, cache, commit, files, tmp_path):

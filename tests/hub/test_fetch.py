@@ -1,12 +1,10 @@
 """Models from a Hub: names, revisions, what is requested, and life without a network."""
 
-from functools import partial
-
 import pytest
 from hub_files import check_cache, check_model, check_tensors, model_files, pinned_entry
 
 import iwm
-from iwm.errors import SaveError, UnknownModelError, WeightsUnavailableError
+from iwm.errors import UnknownModelError, WeightsUnavailableError
 from iwm.hub import RepoName, fetch
 from iwm.hub_client import HubOptions
 from iwm.loading import download
@@ -48,16 +46,6 @@ def commits(hub, files, old):
     hub.tag("org/tiny", "v1.0", first)
     hub.tag("org/tiny", "refs/pr/1", second)
     return first, second
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def load(cache):
-    return partial(iwm.load, cache_dir=cache)
 
 
 @pytest.fixture(params=[{"local_files_only": True}, {}], ids=["local_files_only", "HF_HUB_OFFLINE"])
@@ -158,6 +146,9 @@ def test_a_folder_has_the_name_first(hub, load, commits, files, tmp_path, tiny_c
         load("org/tiny", revision="main")
     assert hub.requests == []
     check_model(load("hf-hub:org/tiny"), files)
+    model_files(tmp_path / "hf-hub:org" / "tiny", tiny_config(), seed=2)
+    check_model(load("hf-hub:org/tiny"), files)
+    check_model(load("./hf-hub:org/tiny"), own)
 
 
 def test_a_mistyped_folder_hears_of_both_meanings(load, hub, commits):
@@ -277,8 +268,13 @@ def test_without_a_network_the_cache_is_what_there_is(load, hub, commits, files,
     for name in ("org/tiny", "org/tiny@v1.0", f"org/tiny@{commits[0]}"):
         with pytest.raises(WeightsUnavailableError) as caught:
             offline(name)
-        assert f"config.json of {name} is not in the cache, and no request may be made" in str(caught.value)
-        assert str(caught.value).endswith(f'iwm download {name} And no folder here is called "{name}".')
+        assert (
+            f"config.json of {name} is not in the cache with what it must be, and no request may be made"
+            in str(caught.value)
+        )
+        assert str(caught.value).endswith(
+            f'once: `iwm download {name}`. And no folder here is called "{name}".'
+        )
     load("org/tiny")
     check_model(offline("org/tiny"), files)
     check_model(offline(f"org/tiny@{commits[1]}"), files)
@@ -303,31 +299,26 @@ def test_without_a_network_a_pinned_entry_needs_its_files(
     check_model(offline("pinned"), files)
 
 
-def test_the_clients_own_word_for_offline_counts(load, hub, commits, files, monkeypatch):
+def test_the_clients_own_word_for_offline_counts(load, hub, commits, files, monkeypatch, caplog):
     load("org/tiny")
     hub.requests.clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     check_model(load("org/tiny"), files)
+    with pytest.raises(WeightsUnavailableError, match=r"is not in the cache .*, and no request may be made"):
+        load("org/tiny@v1.0")
     assert hub.requests == []
+    assert caplog.records == []
 
 
-def test_a_downloaded_folder_loads_by_itself(hub, commits, files, cache, tmp_path):
-    options = HubOptions(cache_dir=cache)
-    assert download("org/tiny", tmp_path / "copy", options) == tmp_path / "copy"
-    hub.requests.clear()
-    check_model(iwm.load(tmp_path / "copy"), files)
-    check_model(iwm.load(f"{tmp_path}/copy", local_files_only=True), files)
-    assert hub.requests == []
-
-
-def test_the_embedded_model_downloads_without_a_network(hub, tmp_path):
-    download("iwm-tiny", tmp_path / "copy")
-    assert hub.requests == []
-    assert iwm.load(tmp_path / "copy").space == iwm.load().space
-
-
-def test_a_download_never_takes_the_place_of_a_users_own_model(hub, commits, cache, tmp_path, tiny_config):
-    own = model_files(tmp_path / "own", tiny_config(), seed=5)
-    with pytest.raises(SaveError, match=r"own holds a model of its own; name another folder"):
-        download("org/tiny", tmp_path / "own", HubOptions(cache_dir=cache))
-    assert {path.name: path.read_bytes() for path in (tmp_path / "own").iterdir()} == own
+@pytest.mark.parametrize("names", [[], ["model.safetensors"]], ids=["none", "weights"])
+@pytest.mark.parametrize("by", ["branch", "commit", "pins"])
+def test_the_config_comes_with_whatever_is_asked_for(hub, commits, files, options, names, by):
+    sha256 = pinned_entry(None, commits[1], files).hub.sha256 if by == "pins" else None
+    revision = None if by == "branch" else commits[1]
+    for _ in range(2):
+        fetched = fetch("org/tiny", revision, sha256=sha256, names=names, options=options)
+        assert {path.name: path.read_bytes() for path in fetched.folder.iterdir()} == {
+            name: files[name] for name in ("config.json", *names)
+        }
+        assert fetched.receipt.files.keys() == files.keys()
+    assert requested(hub) == {"config.json", *names}
