@@ -113,6 +113,7 @@ class _Fetch:
         self.report: Report | None = None
 
     def run(self, names: Collection[str] | None) -> Fetched:
+        """See `fetch`."""
         commit = self.revision if _COMMIT.fullmatch(self.revision) else self._resolve()
         receipt = self._receipt(commit, names)
         wanted = [CONFIG_FILE, *(receipt.files if names is None else names)]

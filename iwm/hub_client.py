@@ -264,7 +264,9 @@ def _reason(error: Exception) -> str:
 
 
 def _sending_failure(error: Exception, repo: str, place: str) -> str:
-    """An upload without an answer: it may have arrived all the same."""
+    """An upload without an answer: it may have arrived all the same, if there was a connection."""
+    if "ConnectError" in type(error).__name__:
+        return f"{place} cannot be reached ({_reason(error)}). {repo} was not published; check the network."
     return (
         f"Publishing {repo} broke off ({type(error).__name__}: {_reason(error)}). It may or may not have "
         f"arrived: see {place}/{repo}/commits/main, or push again."

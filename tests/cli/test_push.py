@@ -125,7 +125,7 @@ def _no_model(hub, monkeypatch, folder):
         (_refused, r"\(403\).*`hf auth login`"),
         (lambda hub, monkeypatch, folder: ("push", folder, "name", *TOKEN), 'write "org/name"'),
         (_no_model, r"is not a model folder: it has no config\.json"),
-        (_down, BROKE_OFF),
+        (_down, r"cannot be reached .*org/name was not published; check the network"),
         (_broken, r"\(500\)\. Try again later"),
         (_lost, BROKE_OFF),
         (_hanging, BROKE_OFF),
