@@ -41,8 +41,6 @@ class PretrainConfig(RunConfig):
         model: what is trained.
         masks: block masks of the source.
         clean: share of pairs with an untouched source, and of pairs with an untouched target (ours).
-        coarse: share of the steps, at the beginning, in which the networks see views of half the
-            size (ours): a quarter of the tokens, and photometry is learned from them as well.
         collapse_below: standard deviation of target tokens over the batch, averaged over some
             steps, below which the run stops; 0 never stops it.
         init_encoder: start from an encoder that somebody has trained: `timm:<name>`, or a
@@ -54,7 +52,6 @@ class PretrainConfig(RunConfig):
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
     clean: float = 0.0
-    coarse: float = 0.0
     collapse_below: float = 0.02
     init_encoder: str = ""
     freeze_encoder: bool = False
@@ -63,12 +60,6 @@ class PretrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.ema <= 1, f"ema is {self.ema}; it must be 0 to 1.")
-        patches = self.model.preprocess.size / self.model.encoder.patch_size
-        require(0 <= self.coarse <= 1, f"coarse is {self.coarse}; it must be 0 to 1.")
-        require(
-            self.coarse == 0 or (patches % 2 == 0 and patches >= 4),
-            f"coarse needs an even number of patches a side, at least 4, not {patches:g}; use 0.",
-        )
         require(0 <= self.clean <= 0.5, f"clean is {self.clean}; it must be 0 to 0.5.")
         require(
             self.model.preprocess.size == self.model.encoder.image_size,

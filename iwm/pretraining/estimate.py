@@ -55,13 +55,8 @@ def estimate(config: PretrainConfig, processes: int = 1) -> Estimate:
     with torch.device("meta"):
         model = WorldModel(config.model).to("meta")  # Its few constants too.
     size = config.model.preprocess.size
-    flops = seen = 0.0
-    for share, side in ((1 - config.coarse, size), (config.coarse, size // 2)):
-        if share:
-            cost, visible = _training_image(config, model, side)
-            flops += share * cost
-            seen += share * visible
     images = torch.zeros(1, 3, size, size, device="meta")
+    flops, seen = _training_image(config, model, images)
     grid = model.encoder.grid_of(images)
     tokens = model.encoder(images)
     inference = _flops(lambda: model.predictor(tokens, _action(model), grid))
@@ -84,9 +79,8 @@ def estimate(config: PretrainConfig, processes: int = 1) -> Estimate:
     )
 
 
-def _training_image(config: PretrainConfig, model: WorldModel, side: int) -> tuple[float, float]:
-    """FLOPs of one image of a side, and the mean share of its patches that the student sees."""
-    images = torch.zeros(1, 3, side, side, device="meta")
+def _training_image(config: PretrainConfig, model: WorldModel, images: Tensor) -> tuple[float, float]:
+    """FLOPs of one image, and the mean share of its patches that the student sees."""
     grid = model.encoder.grid_of(images)
     count = grid[0] * grid[1]
     drawn = [

@@ -66,8 +66,6 @@ class PretrainTask(Task):
         seed = config.seed
         with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
             views = make_views(crops, config.model.actions, seed=seed, keys=keys, clean=config.clean)
-            if step < config.coarse * config.steps:
-                views = views.halved()
             action = encode_photometry(views.params, config.model.actions.encoding)
         grid = self.student.grid_of(views.source)
         masks = draw_masks(config.masks, grid, seed=seed, step=step, keys=keys)

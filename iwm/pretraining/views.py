@@ -5,13 +5,10 @@ the destructive operations; a symmetric model gives the target those too, so tha
 apply them and not only to undo them. The action leads from source to target.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from iwm.actions import SampleKey, draw_photometry, uniforms
@@ -35,10 +32,6 @@ class Views:
     source: Tensor
     target: Tensor
     params: Tensor
-
-    def halved(self) -> Views:
-        """Views of half the size; the photometry is that of the full size, blur included."""
-        return Views(F.avg_pool2d(self.source, 2), F.avg_pool2d(self.target, 2), self.params)
 
 
 def make_views(

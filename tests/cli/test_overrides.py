@@ -159,7 +159,7 @@ def test_every_field_of_a_recipe_can_be_set_to_what_it_is(recipe):
         (["--data", "nowhere*.tar"], r"--data takes one stream alone, not .*nowhere\*\.tar"),
         (["--init-encoder", "nowhere"], r"No encoder at nowhere\. Name a safetensors file, or timm:<name>"),
         (["--init-encoder", "timm:vit_tyny_patch16_224"], r'no model "vit_tyny_patch16_224".*"vit_tiny_patch16_224"'),
-        (["--coarse", "2"], r"^Error: coarse is 2\.0; it must be 0 to 1"),
+        (["--clean", "2"], r"^Error: clean is 2\.0; it must be 0 to 0\.5"),
         (["--accumulate", "3"], r"batch_size 4 cannot be shared evenly by 1 processes in 3 pieces each"),
         (["--seed", str(2**63)], r"seed is 9223372036854775808; it must be 0 to 2\^63 - 1"),
     ],

@@ -217,7 +217,7 @@ def test_a_dry_run_takes_overrides_and_the_processes_of_torchrun(command, monkey
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert "(4 processes, accumulate 1)" in " ".join(command(*words).out.split())
     assert "No option --model.encoder.dept" in command(*words, "--model.encoder.dept", 3).error
-    assert "coarse is 2.0" in command(*words, "--coarse", 2).error
+    assert "clean is 2.0" in command(*words, "--clean", 2).error
 
 
 def test_a_deadline_of_nothing_is_refused(command):

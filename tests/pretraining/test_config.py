@@ -34,27 +34,12 @@ def test_mask_value_out_of_range_is_refused_by_name(field, value):
     [
         ({"ema": 1.1}, "ema is 1.1"),
         ({"steps": 0}, "steps is 0"),
-        ({"coarse": -0.1}, "coarse is -0.1; it must be 0 to 1"),
-        ({"coarse": 1.1}, "coarse is 1.1; it must be 0 to 1"),
         ({"clean": 0.6}, "clean is 0.6; it must be 0 to 0.5"),
     ],
 )
 def test_run_value_out_of_range_is_refused(changes, words):
     with pytest.raises(InvalidConfigError, match=words):
         PretrainConfig(**changes)
-
-
-@pytest.mark.parametrize(("size", "fits"), [(32, False), (48, False), (80, False), (64, True), (96, True)])
-def test_a_coarse_beginning_needs_a_grid_that_can_be_halved(size, fits):
-    model = WorldModelConfig(
-        encoder=EncoderConfig(image_size=size), preprocess=PreprocessConfig(size=size, resize=size)
-    )
-    assert PretrainConfig(model=model).coarse == 0
-    if fits:
-        assert PretrainConfig(model=model, coarse=0.5).coarse == 0.5
-    else:
-        with pytest.raises(InvalidConfigError, match=rf"at least 4, not {size // 16}; use 0"):
-            PretrainConfig(model=model, coarse=0.5)
 
 
 def test_a_grid_of_one_patch_leaves_nothing_to_mask():

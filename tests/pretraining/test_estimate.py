@@ -63,10 +63,9 @@ def _forward_flops(config):
         ("inplace", {"masks": MaskConfig(blocks=1, scale=(0.1, 0.6))}),
         ("append", {"masks": MaskConfig(unmasked=0.3), "seed": 4}),
         ("inplace", {"masks": MaskConfig(unmasked=1.0)}),
-        ("append", {"coarse": 1.0}),
         ("inplace", {"freeze_encoder": True}),
     ],
-    ids=["append", "inplace", "some unmasked", "unmasked", "coarse", "frozen"],
+    ids=["append", "inplace", "some unmasked", "unmasked", "frozen"],
 )
 def test_flops_are_those_of_the_task(monkeypatch, layout, changes):
     monkeypatch.setattr(estimate_module, "_SAMPLED_STEPS", 12)
@@ -87,15 +86,6 @@ def test_forward_and_backward_are_about_three_times_forward(monkeypatch, layout,
             task(_crops(), step, KEYS)[0].backward()
         total += counter.get_total_flops() / len(KEYS) / 6
     assert estimate(config).flops_per_image == pytest.approx(total, rel=0.06)
-
-
-@pytest.mark.parametrize("coarse", [0.25, 0.5])
-def test_a_coarse_share_mixes_the_flops_and_the_visible_patches(coarse):
-    fine, half, mixed = (estimate(_config(coarse=share)) for share in (0.0, 1.0, coarse))
-    assert 3 * half.flops_per_image < fine.flops_per_image
-    for name in ("flops_per_image", "visible"):
-        expected = coarse * getattr(half, name) + (1 - coarse) * getattr(fine, name)
-        assert getattr(mixed, name) == pytest.approx(expected)
 
 
 def test_flops_of_the_teacher_by_hand():

@@ -121,19 +121,3 @@ def test_a_share_of_clean_sources_and_as_large_a_share_of_clean_targets():
     assert torch.equal(views.params[~changed.any(dim=1)], plain.params[~changed.any(dim=1)])
     one = make_views(crops[7:8], config, seed=0, keys=keys[7:8], clean=0.3)
     assert torch.equal(one.params[0], views.params[7])
-
-
-def test_halved_views_are_means_of_four_pixels_under_the_same_photometry():
-    config = ActionConfig(distribution=EVERYTHING, symmetric=True)
-    views = make_views(_crops(6), config, seed=0, keys=[(0, i) for i in range(6)])
-    half = views.halved()
-    assert half.params is views.params
-    for small, large in ((half.source, views.source), (half.target, views.target)):
-        assert small.shape == (6, 3, 6, 6)
-        expected = torch.empty_like(small)
-        for row in range(6):
-            for column in range(6):
-                block = large[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-                expected[:, :, row, column] = block.mean(dim=(2, 3))
-        torch.testing.assert_close(small, expected, rtol=0, atol=1e-6)
-    assert views.source.shape == (6, 3, 12, 12)
