@@ -71,8 +71,8 @@ def pretrain_command(
     if dry_run:
         _print_estimate(config, deadline)
         return
-    if not data or out is None:
-        raise InvalidConfigError("Name the images and a folder for the run: --data FOLDER --out DIR")
+    if not data or out is None:  # Only --dry-run needs neither.
+        raise typer.BadParameter(f"Missing option '{'--out' if data else '--data'}'.")
     command = shlex.join(["iwm", "pretrain", "--recipe", recipe, *_typed(data, out, overrides)])
     done = pretrain(config, data, out, resume=resume, command=command)
     if done:
