@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
@@ -31,16 +32,17 @@ from iwm.training.run_folder import RunFolder
 from iwm.training.trackers import closing_all, make_trackers
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What the loop trains; its forward pass is the loss."""
 
     may_skip_parameters = False
     """Whether some steps leave a trained parameter out of the loss."""
 
+    @abstractmethod
     def trained(self) -> list[nn.Module]:
         """Modules that the optimiser updates."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(
         self, crops: Tensor, step: int, keys: Sequence[SampleKey]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -51,11 +53,10 @@ class Task(nn.Module):
             step: counted over the whole run.
             keys: (epoch, index) of each sample.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def after_step(self, step: int) -> dict[str, float]:
         """What follows an optimiser step; returns scalars to log."""
-        raise NotImplementedError
 
     def monitor(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> dict[str, float]:
         """Scalars worth some time, asked for now and then."""
