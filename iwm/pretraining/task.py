@@ -60,7 +60,7 @@ class PretrainTask(Task):
 
         Returns:
             The scalar loss, and `target_std`: the standard deviation of target tokens over the
-            batch, averaged over features. 0 is a collapse; 1 is all it can be.
+            batch, averaged over features. 0 is a collapse; 1 is all it can be; one image has none.
         """
         config = self.config
         seed = config.seed
@@ -78,7 +78,8 @@ class PretrainTask(Task):
         if predicted_at is not None:
             targets = take_tokens(targets, predicted_at)
         loss = F.mse_loss(predictions.float(), targets.float())
-        return loss, {"target_std": targets.float().std(dim=0, correction=0).mean()}
+        spread = {"target_std": targets.float().std(dim=0, correction=0).mean()}
+        return loss, spread if len(crops) > 1 else {}
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:
@@ -98,7 +99,7 @@ class PretrainTask(Task):
 
     def collapse(self, record: dict[str, float]) -> str | None:
         """Whether target tokens have stopped to differ between images, after the warmup."""
-        self._spread += 0.1 * (record["target_std"] - self._spread)
+        self._spread += 0.1 * (record.get("target_std", self._spread) - self._spread)
         if (
             record["step"] < self.config.optim.warmup * self.config.steps
             or self._spread > self.config.collapse_below

@@ -233,3 +233,12 @@ def test_a_collapse_needs_a_low_spread_for_some_steps_after_the_warmup(make_conf
     for _ in range(40):
         late.collapse({"step": 0, "target_std": 0.0})
     assert [bool(late.collapse({"step": i, "target_std": 0.0})) for i in (89, 90)] == [False, True]
+
+
+def test_one_image_says_nothing_of_a_collapse(make_task):
+    task = make_task()
+    for step in range(100):
+        loss, scalars = task(_crops()[:1], step, KEYS[:1])
+        assert scalars == {}
+        assert task.collapse({"step": 10**9}) is None
+    assert loss.isfinite()
