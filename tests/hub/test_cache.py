@@ -322,7 +322,10 @@ def test_a_process_that_is_killed_within_a_download(hub, load, cache, commit, fi
 def test_the_interrupt_key_ends_a_download(hub, load, cache, commit, files, snapshot):
     hub.inject(Stall(100_000), WEIGHTS)
     code = "import iwm, sys; iwm.load('org/tiny', cache_dir=sys.argv[1])"
-    process = subprocess.Popen([sys.executable, "-c", code, cache], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, cache], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # A background job's ignore it.
+    )  # fmt: skip
     with process:
         wait_for(lambda: under_way(hub, cache))
         process.send_signal(signal.SIGINT)
