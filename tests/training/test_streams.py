@@ -378,7 +378,11 @@ def _records(out):
 
 
 def _fresh(code, *arguments, **variables):
-    environment = os.environ | {"PYTHONPATH": str(Path(iwm.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    # As many threads as here: sums are bit-identical for the same number only.
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(iwm.__file__).parent.parent),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     return subprocess.run(
         [sys.executable, *code, *arguments], env=environment | variables,
         capture_output=True, text=True, timeout=120, check=False,
