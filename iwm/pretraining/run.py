@@ -21,7 +21,8 @@ from iwm.pretraining.task import PretrainTask
 from iwm.pretraining.warm_start import find_donor
 from iwm.training.data import FolderSource, Source, check_readable
 from iwm.training.distributed import World, joined
-from iwm.training.loop import prefer_plain_attention, train
+from iwm.training.execution import prefer_plain_attention, prepare_blocks
+from iwm.training.loop import train
 from iwm.training.run_folder import RunFolder, has_state, read_run
 from iwm.training.streams import StreamSource, is_stream
 
@@ -71,6 +72,7 @@ def _pretrain(
     task.to(device)
     if device.type == "cpu":
         prefer_plain_attention(task)
+    prepare_blocks(task, compiled=config.compile, recomputed=config.activation_checkpointing)
 
     def export(done: int, seconds: float) -> None:
         """Write the model folder, with the recipe and where the weights come from."""

@@ -85,6 +85,9 @@ class RunConfig:
         seed: every random draw depends on it, on the epoch and on the sample alone.
         device: `auto` (CUDA where there is one), or a torch device.
         precision: `bf16` runs matrix products in bfloat16 under autocast.
+        compile: run transformer blocks through `torch.compile`; slow to start.
+        activation_checkpointing: keep only the input of every block for the backward pass, which
+            runs the block again: less memory, more work.
         log_every: steps between lines of `metrics.jsonl`.
         checkpoint_every: steps between checkpoints.
         monitor_every: steps between the measurements that cost time; 0 is never.
@@ -98,6 +101,8 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     precision: Precision = "bf16"
+    compile: bool = False
+    activation_checkpointing: bool = False
     log_every: int = 50
     checkpoint_every: int = 500
     monitor_every: int = 500

@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -269,17 +268,6 @@ class _Trainer:
     def elapsed(self) -> float:
         """Seconds trained, over all sittings."""
         return self.seconds + time.monotonic() - self.started
-
-
-def prefer_plain_attention(module: nn.Module) -> None:
-    """On a CPU, attention over a few hundred tokens trains faster as plain matrix products.
-
-    Measured on two cores (AVX-512 bf16) at 64 tokens: 1.4 times the images a second of the
-    fused kernel, by `python benchmarks/pretrain_step.py --steps 5 --threads 2`.
-    """
-    for part in module.modules():
-        if isinstance(part, Attention):
-            part.fused_attn = False  # type: ignore[misc]
 
 
 @contextmanager

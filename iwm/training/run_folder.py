@@ -22,8 +22,8 @@ _START_AGAIN = "Start again with another --out; the model exported there so far 
 
 FREE_FIELDS = frozenset(
     {
-        "steps", "device", "accumulate", "log_every", "checkpoint_every", "monitor_every", "tensorboard",
-        "wandb", "data.workers",
+        "steps", "device", "accumulate", "compile", "activation_checkpointing", "log_every",
+        "checkpoint_every", "monitor_every", "tensorboard", "wandb", "data.workers",
     }
 )  # fmt: skip
 """Fields that may differ between a run and its continuation."""

@@ -9,7 +9,6 @@ import time
 import pytest
 import torch
 from PIL import Image
-from timm.models.vision_transformer import Attention
 from torch import nn
 
 from iwm.errors import InvalidConfigError, InvalidDataError
@@ -17,7 +16,7 @@ from iwm.training import schedules
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.data import CropDataset, FolderSource, StepSampler
 from iwm.training.distributed import World
-from iwm.training.loop import Task, TrainingError, _Trainer, prefer_plain_attention, train
+from iwm.training.loop import Task, TrainingError, _Trainer, train
 from iwm.training.run_folder import RunFolder
 
 SIZE = 4
@@ -257,17 +256,6 @@ def test_bf16_computes_the_loss_under_autocast_and_keeps_float32_weights(start):
         start(task, steps=1, precision=precision, name=precision)
         assert task.layer.weight.dtype == torch.float32
     assert dtypes == [torch.bfloat16, torch.float32]
-
-
-def test_plain_attention_is_the_same_function():
-    torch.manual_seed(0)
-    attention = Attention(16, num_heads=2)
-    tokens = torch.randn(2, 5, 16)
-    attention.fused_attn = True
-    fused = attention(tokens)
-    prefer_plain_attention(nn.Sequential(attention))
-    assert attention.fused_attn is False
-    torch.testing.assert_close(attention(tokens), fused)
 
 
 def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(start, tmp_path):

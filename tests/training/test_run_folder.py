@@ -68,7 +68,7 @@ def test_resume_with_other_settings_names_every_change(used):
 def test_free_fields_may_change_on_resume(used):
     config = RunConfig(
         steps=2000, device="cpu", accumulate=2, log_every=7, checkpoint_every=9, monitor_every=3, tensorboard=True,
-        wandb="project", data=DataConfig(workers=0),
+        wandb="project", compile=True, activation_checkpointing=True, data=DataConfig(workers=0),
     )  # fmt: skip
     defaults = RunConfig()
     changed = {

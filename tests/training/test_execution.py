@@ -1,0 +1,97 @@
+import functools
+
+import pytest
+import torch
+from timm.models.vision_transformer import Attention
+from torch import nn
+
+from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig
+from iwm.pretraining.config import PretrainConfig
+from iwm.pretraining.task import PretrainTask
+from iwm.training.execution import prefer_plain_attention, prepare_blocks
+
+KEYS = [(0, index) for index in range(4)]
+
+
+def _task(conditioning):
+    layout = "inplace" if conditioning == "adaln" else "append"
+    model = WorldModelConfig(
+        encoder=EncoderConfig(width=32, depth=3, heads=2, patch_size=8, image_size=32),
+        predictor=PredictorConfig(width=32, depth=2, layout=layout, conditioning=conditioning),
+        preprocess=PreprocessConfig(size=32, resize=32),
+    )
+    torch.manual_seed(0)
+    return PretrainTask(PretrainConfig(model=model, batch_size=len(KEYS)))
+
+
+def _losses_and_gradients(task):
+    crops = torch.randint(0, 256, (len(KEYS), 3, 32, 32), dtype=torch.uint8, generator=torch.manual_seed(1))
+    losses = []
+    for step in range(3):  # Three numbers of visible patches.
+        loss, _ = task(crops, step, KEYS)
+        loss.backward()
+        losses.append(loss.item())
+    return losses, {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
+
+
+def _kept_bytes(task):
+    """Of the tensors that the forward pass keeps for the backward pass, weights apart."""
+    own = {p.untyped_storage().data_ptr() for p in task.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    crops = torch.zeros(len(KEYS), 3, 32, 32, dtype=torch.uint8)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss, _ = task(crops, 0, KEYS)
+    assert loss.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # While PyTorch traces.
+@pytest.mark.parametrize("conditioning", ["feature", "adaln"])
+@pytest.mark.parametrize(("compiled", "recomputed"), [(False, True), (True, False), (True, True)])
+def test_the_way_of_running_blocks_changes_no_result(monkeypatch, conditioning, compiled, recomputed):
+    captured = []
+
+    def backend(graph, inputs):
+        captured.append(graph)
+        return graph.forward
+
+    # The graphs are run as they are: turning them into machine code is PyTorch's to test.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    expected_losses, expected = _losses_and_gradients(_task(conditioning))
+    task = _task(conditioning)
+    names = list(task.state_dict())
+    prepare_blocks(task, compiled=compiled, recomputed=recomputed)
+    losses, gradients = _losses_and_gradients(task)
+    assert bool(captured) == compiled
+    # One graph for blocks with, one for blocks without gradients, some for the first sizes.
+    assert len(captured) <= 12
+    assert list(task.state_dict()) == names
+    torch.testing.assert_close(losses, expected_losses)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_recomputed_blocks_keep_their_input_alone():
+    whole, least = _task("adaln"), _task("adaln")
+    prepare_blocks(least, compiled=False, recomputed=True)
+    assert _kept_bytes(least) < 0.35 * _kept_bytes(whole)
+
+
+def test_plain_attention_is_the_same_function():
+    torch.manual_seed(0)
+    attention = Attention(16, num_heads=2)
+    tokens = torch.randn(2, 5, 16)
+    attention.fused_attn = True
+    fused = attention(tokens)
+    prefer_plain_attention(nn.Sequential(attention))
+    assert attention.fused_attn is False
+    torch.testing.assert_close(attention(tokens), fused)
