@@ -202,6 +202,36 @@ class Action:
         """The way back: from the target to the source."""
         return Action.between(self.target, self.source)
 
+    def then(self, second: Action) -> Action:
+        """Chain this action and another into one.
+
+        Where `second` starts from this action's target, the path's two ends: always possible.
+        Where `second` starts from the clean image, as the constructor makes it, it is applied on
+        top of what this action has done, as `second.apply(self.apply(image))` does to pixels, up
+        to what clipping at 0 and 1 does in between.
+
+        >>> Action(brightness=1.5, hue=0.1).then(Action(brightness=0.5))
+        Action(brightness=0.75, hue=0.1)
+
+        Raises:
+            InvalidActionError: `second` starts somewhere else, or no single action does it (see
+                `iwm.composition`); `model.roll(latent, [a, b])` takes the steps one by one.
+        """
+        if not isinstance(second, Action):
+            raise InvalidActionError(
+                f"Expected iwm.Action, got {type(second).__name__}; write a.then(iwm.Action(brightness=1.4))."
+            )
+        if second.source == self.target:
+            return Action.between(self.source, second.target)
+        if not second.source.is_clean:
+            raise InvalidActionError(
+                f"The second action starts from ({second.source}), the first ends at ({self.target}); "
+                "give the second a clean source, or the first one's target."
+            )
+        from iwm.composition import compose
+
+        return Action.between(self.source, compose(self.target, second.target))
+
     @property
     def is_identity(self) -> bool:
         """Whether source and target are the same view."""

@@ -53,6 +53,14 @@ class InvalidDataError(IWMError, ValueError):
     """A data folder that cannot be trained or evaluated on."""
 
 
+class MissingBackendError(IWMError, ImportError):
+    """A runtime that is not installed; the message says what to install."""
+
+
+class UntrainedActionWarning(UserWarning):
+    """An action that the model was not trained for."""
+
+
 class TrainingError(IWMError, RuntimeError):
     """Training cannot go on: the loss is no longer a number."""
 

@@ -13,7 +13,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -228,27 +228,39 @@ def to_pil(pixels: Tensor) -> Image.Image:
 def transform_image(image: ImageT, params: Sequence[float]) -> ImageT:
     """Transform the pixels of one image, or of a batch tensor, and return the kind given.
 
-    PIL images and arrays come back as RGB.
-
     Args:
-        image: PIL image, HWC uint8 array, or `[3, H, W]` / `[B, 3, H, W]` tensor.
+        image: as for `map_pixels`.
         params: seven numbers, as in `iwm.photometry.FIELDS`.
 
     Raises:
         InvalidImageError: not an image that `iwm.Action.apply` takes.
     """
     row = torch.tensor([params])
+    if tuple(params) == IDENTITY and isinstance(image, Tensor):
+        check_pixels(image if image.ndim == 4 else image[None])
+        return cast(ImageT, image.clone())
+    return map_pixels(image, lambda pixels: transform(pixels, row.expand(len(pixels), -1)))
+
+
+def map_pixels(image: ImageT, change: Callable[[Tensor], Tensor]) -> ImageT:
+    """Change the pixels of one image, or of a batch tensor, and return the kind given.
+
+    PIL images and arrays come back as RGB.
+
+    Args:
+        image: PIL image, HWC uint8 array, or `[3, H, W]` / `[B, 3, H, W]` tensor.
+        change: from `[B, 3, H, W]` floats in [0, 1] to the same.
+
+    Raises:
+        InvalidImageError: not an image of one of these kinds.
+    """
     if isinstance(image, Tensor):
-        batch = image if image.ndim == 4 else image[None]
-        pixels = check_pixels(batch)
-        if tuple(params) == IDENTITY:
-            return cast(ImageT, image.clone())
-        out = transform(pixels, row.expand(len(batch), -1))
+        out = change(check_pixels(image if image.ndim == 4 else image[None]))
         if image.dtype == torch.uint8:
             out = out.mul(255.0).round_().to(torch.uint8)
         return cast(ImageT, out.to(image.dtype).view(image.shape))
     if isinstance(image, Image.Image | np.ndarray):
-        moved = to_pil(transform(to_tensor(open_rgb(image))[None], row)[0])
+        moved = to_pil(change(to_tensor(open_rgb(image))[None])[0])
         return cast(ImageT, np.array(moved) if isinstance(image, np.ndarray) else moved)
     raise InvalidImageError(
         f"Action.apply takes a PIL image, an HWC uint8 array or a tensor, not {type(image).__name__}; "

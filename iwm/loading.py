@@ -15,6 +15,7 @@ from iwm.config import WorldModelConfig
 from iwm.device import resolve_device
 from iwm.downloads import copy_files, local_files, verified_folder
 from iwm.errors import (
+    IncompatibleWeightsError,
     InvalidConfigError,
     UnknownModelError,
     UnknownTaskError,
@@ -52,7 +53,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     token: str | None = None,
-    backend: Literal["torch"] = "torch",
+    backend: Literal["torch", "openvino", "onnx"] = "torch",
     verify: Verify = "once",
 ) -> WorldModel:
     """Load a world model in eval mode.
@@ -73,7 +74,8 @@ def load(
         cache_dir: the Hub's cache; None is its default place (see `HF_HOME`).
         local_files_only: make no request; `HF_HUB_OFFLINE=1` says the same.
         token: of the Hub; None is `HF_TOKEN`, or what `hf auth login` stored.
-        backend: what runs the model; `torch` is the only one yet.
+        backend: what runs the model. `openvino` and `onnx` take a folder that `model.export` wrote,
+            and no other option.
         verify: fetched files are compared with their published hashes; `once` hashes a file when
             it has come or changed since it was last hashed, `always` at every load.
 
@@ -85,11 +87,14 @@ def load(
             says whether it was removed, so that the next call heals, or what to do.
         UnknownTaskError: no such task.
         InvalidConfigError: the config, the device, the backend or an option cannot be used.
-        IncompatibleWeightsError: the weights do not fit the config.
+        IncompatibleWeightsError: the weights do not fit the config, or an exported folder is of
+            another version or for another backend.
+        MissingBackendError: the backend is not installed.
     """
     name = name if isinstance(name, str) else os.path.abspath(name)  # A path is never a zoo name.
     if backend != "torch":
-        raise InvalidConfigError(f'No backend is called "{backend}".{nearest(backend, ["torch"])}')
+        plain = pretrained and task is None and dtype is None and branch == "teacher" and revision is None
+        return _load_export(name, backend, plain=plain and str(device) in ("cpu", "auto"))
     if task is not None:
         raise UnknownTaskError(f'"{name}" has no task "{task}": no heads are published yet. Leave task out.')
     check_choices(branch, dtype)
@@ -99,8 +104,31 @@ def load(
     if not pretrained:
         model = WorldModel(read_architecture(name, revision, options))
         return model.to(device=target, dtype=dtype or torch.float32)
+    if os.path.isfile(os.path.join(name, "export.json")):
+        raise IncompatibleWeightsError(
+            f'{name} was exported for another runtime; load it with backend="openvino" or "onnx".'
+        )
     folder = find_folder(name, files_of(branch), revision, options)
     return WorldModel.read(folder, target, dtype, branch)
+
+
+def _load_export(name: str, backend: str, *, plain: bool) -> WorldModel:
+    """Open an exported folder with its runtime, which is imported only now."""
+    from iwm.runtimes import BACKENDS, read_export
+
+    if backend not in BACKENDS:
+        raise InvalidConfigError(f'No backend is called "{backend}".{nearest(backend, ["torch", *BACKENDS])}')
+    if not os.path.isdir(name):
+        raise UnknownModelError(
+            f'backend="{backend}" loads exported folders, and "{name}" is none. Write one first: '
+            f'iwm.load("{name}").export("DIR", format="{backend}").'
+        )
+    if not plain:
+        raise InvalidConfigError(
+            f'backend="{backend}" runs what was exported, on the CPU; leave out pretrained, task, dtype, '
+            "device, branch and revision."
+        )
+    return read_export(Path(name), backend)
 
 
 def read_architecture(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
@@ -34,6 +35,7 @@ from iwm.errors import (
     IncompatibleLatentError,
     InvalidActionError,
     InvalidConfigError,
+    UntrainedActionWarning,
     WeightsUnavailableError,
     nearest,
 )
@@ -42,9 +44,15 @@ from iwm.images import ImageLike, Images, Preprocess, batched, count, iterate
 from iwm.integrity import Verify
 from iwm.latent import Latent
 from iwm.predictor import Predictor
+from iwm.ranges import outside
 
 if TYPE_CHECKING:
+    from iwm.bank import Bank
+    from iwm.edits import EditReport
+    from iwm.export import Format, Precision
+    from iwm.planning import Solver
     from iwm.publishing import Published
+    from iwm.undoing import UndoReport
 
 Branch = Literal["teacher", "student"]
 
@@ -70,6 +78,9 @@ class WorldModel(nn.Module):
         preprocess: any image to the model's input; `.size` is its side in pixels.
     """
 
+    differentiable = True
+    """Whether predictions can be differentiated by the action; exported models cannot."""
+
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -78,6 +89,7 @@ class WorldModel(nn.Module):
         self.heads = nn.ModuleDict()
         self.preprocess = Preprocess(config.preprocess)
         self._space: tuple[tuple[tuple[int, int], ...], str] | None = None
+        self._warned = False
         init_weights(self)
         self.eval()
 
@@ -153,7 +165,9 @@ class WorldModel(nn.Module):
             )
         if not actions or not len(latent):
             raise InvalidActionError("Nothing to do: pass at least one latent and one action.")
-        vectors = self.encode_photometry(stack_actions(actions))
+        params = stack_actions(actions)
+        self._warn_once(params)
+        vectors = self.encode_photometry(params)
         tokens = latent.tokens.to(self._like)
         outputs = []
         for start in range(0, len(actions), ACTION_BATCH):
@@ -164,9 +178,94 @@ class WorldModel(nn.Module):
             outputs.append(normalize_tokens(self.predictor(source, chunk, latent.grid)))
         return Latent(torch.cat(outputs), latent.grid, latent.space)
 
+    def _warn_once(self, params: Tensor) -> None:
+        """Say of the first action outside the trained range that it is, `[K, 2, 7]`."""
+        if not self._warned and (words := outside(params, self.config.actions)):
+            self._warned = True
+            said = f"{self.config.name} was not trained for {words}. Predictions there are a guess."
+            warnings.warn(said, UntrainedActionWarning, stacklevel=4)
+
     def predict(self, images: Images, action: Action | Sequence[Action]) -> Latent:
         """Encode and act: `apply_action(encode(images), action)`."""
         return self.apply_action(self.encode(images), action)
+
+    def infer_action(
+        self,
+        before: ImageLike | Latent,
+        after: ImageLike | Latent,
+        *,
+        solver: Solver = "gradient",
+        starts: int = 2,
+        steps: int = 28,
+        seed: int = 0,
+    ) -> tuple[Action, EditReport]:
+        """Read the photometric edit that leads from one image to another.
+
+        Args:
+            before: one image, taken as clean; or its latent.
+            after: the edited one.
+            solver: `gradient`, through the world model from `starts` points in `steps` steps; or
+                `cem`, the cross-entropy method, which needs no gradient.
+            starts, steps, seed: see `iwm.planning.search`.
+
+        Returns:
+            The action, and an `iwm.edits.EditReport` with its residual, runner-ups and confidence;
+            the report says where the two show different scenes. Printable.
+
+        Raises:
+            InvalidActionError: more than one pair; `infer_actions` takes several.
+            InvalidImageError, IncompatibleLatentError, InvalidConfigError: as `infer_actions`.
+        """
+        reports = self.infer_actions(before, after, solver=solver, starts=starts, steps=steps, seed=seed)
+        if len(reports) != 1:
+            raise InvalidActionError(f"{len(reports)} pairs; write model.infer_actions(before, after).")
+        return reports[0].action, reports[0]
+
+    def infer_actions(
+        self,
+        before: Images | Latent,
+        after: Images | Latent,
+        *,
+        solver: Solver = "gradient",
+        starts: int = 2,
+        steps: int = 28,
+        seed: int = 0,
+    ) -> list[EditReport]:
+        """Read the edits of many pairs; see `iwm.edits.infer_actions`."""
+        from iwm.edits import infer_actions
+
+        return infer_actions(self, before, after, solver=solver, starts=starts, steps=steps, seed=seed)
+
+    def undo(
+        self, image: ImageLike | Latent, references: Bank | Latent | Images, *, seed: int = 0
+    ) -> tuple[Latent, UndoReport]:
+        """Undo an edit that nobody wrote down; see `iwm.undoing.undo`.
+
+        Args:
+            image: one image, or its latent.
+            references: untouched photographs: a bank, latents or images; 50 and more.
+            seed: of the search.
+
+        Returns:
+            The latent with the edit undone, and the report: `report.photometry` is the edit.
+        """
+        from iwm.undoing import undo
+
+        return undo(self, image, references, seed=seed)
+
+    def roll(self, latent: Latent, actions: Sequence[Action]) -> list[Latent]:
+        """Latents after each of several actions in a row; see `iwm.rolling.roll`."""
+        from iwm.rolling import roll
+
+        return roll(self, latent, actions)
+
+    def invariant(
+        self, latent: Latent, n: int = 16, *, actions: Sequence[Action] | None = None, seed: int = 0
+    ) -> Latent:
+        """The mean prediction over `n` random actions [app. H]; see `iwm.rolling.invariant`."""
+        from iwm.rolling import invariant
+
+        return invariant(self, latent, n, actions, seed)
 
     def encode_photometry(self, params: Tensor) -> Tensor:
         """Action vectors as this model reads them; differentiable.
@@ -220,6 +319,29 @@ class WorldModel(nn.Module):
             SaveError: the folder cannot be written; what was there before is untouched.
         """
         save_model(Path(folder), self.config, self)
+
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        format: Format = "openvino",  # noqa: A002
+        precision: Precision = "fp16",
+        *,
+        calibration: Images | None = None,
+    ) -> None:
+        """Write a folder for another runtime; `iwm.load(folder, backend=format)` runs it.
+
+        Args:
+            folder: made if it does not exist.
+            format: `openvino`, `onnx`, or `torch`, a model folder.
+            precision: `fp32`, `fp16` or `int8`.
+            calibration: photographs to measure the ranges of `int8` on.
+
+        Raises:
+            MissingBackendError, InvalidConfigError, SaveError: see `iwm.export.export`.
+        """
+        from iwm.export import export
+
+        export(self, folder, format=format, precision=precision, calibration=calibration)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | None = None, message: str | None = None

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from iwm import __version__
-from iwm.cli import demo, download, encode, evaluate, models, pretrain, push, search
+from iwm.cli import demo, download, edits, encode, evaluate, export, models, pretrain, push, search
 from iwm.cli.options import printable
 from iwm.errors import IWMError
 
@@ -61,6 +61,8 @@ _add(
     search.search_command,
     "iwm search photos/ --image cat.jpg --brightness 0.6 --grayscale -k 3",
 )
+_add(app, "explain", edits.explain_command, "iwm explain before.jpg after.jpg")
+_add(app, "restore", edits.restore_command, "iwm restore old.jpg --references photos/ --out restored.jpg")
 _add(app, "demo", demo.demo_command, "iwm demo cat.jpg dog.jpg --out demo.png")
 _add(
     app, "pretrain", pretrain.pretrain_command,
@@ -69,6 +71,7 @@ _add(
 )  # fmt: skip
 _add(evaluations, "mrr", evaluate.mrr_command, "iwm eval mrr --data photos/ --images 20 --protocol undo")
 _add(evaluations, "knn", evaluate.knn_command, "iwm eval knn --train imagenette/train --val imagenette/val")
+_add(app, "export", export.export_command, "iwm export --out served --format openvino --precision int8")
 _add(app, "push", push.push_command, "iwm push run/ org/name --private")
 app.add_typer(evaluations, name="eval")
 

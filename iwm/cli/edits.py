@@ -1,0 +1,86 @@
+"""`iwm explain` and `iwm restore`: what was done to a photograph, and taking it back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iwm.cli.options import (
+    AsJson,
+    Device,
+    ModelName,
+    check_output,
+    console,
+    encode_files,
+    find_images,
+    load_model,
+    print_json,
+    warn,
+)
+
+_MOST_REFERENCES = 256
+
+
+def explain_command(
+    before: Annotated[Path, typer.Argument(help="The photograph as it was.")],
+    after: Annotated[Path, typer.Argument(help="The edited one.")],
+    solver: Annotated[str, typer.Option(help="gradient or cem.")] = "gradient",
+    seed: Annotated[int, typer.Option(min=0, help="Of the starts.")] = 0,
+    model: ModelName = "iwm-tiny",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Say which photometric edit leads from one photograph to another."""
+    from typing import cast
+
+    from iwm.planning import Solver
+
+    world_model = load_model(model, device)
+    _, report = world_model.infer_action(before, after, solver=cast("Solver", solver), seed=seed)
+    if as_json:
+        print_json({"before": str(before), "after": str(after)} | report.to_dict())
+        return
+    if not report.same_scene:
+        warn(report.notes[0] + ".")
+    console.print(str(report))
+
+
+def restore_command(
+    image: Annotated[Path, typer.Argument(help="The photograph that somebody edited.")],
+    references: Annotated[
+        Path, typer.Option(help="Folder of untouched photographs of many kinds, some hundred.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Image file to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of what is learned from the references.")] = 0,
+    model: ModelName = "iwm-tiny",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Find out what was done to a photograph, and take back what pixels allow."""
+    from iwm.edits import in_words
+    from iwm.images import EXTENSIONS, open_rgb
+    from iwm.restoring import restore
+    from iwm.undoing import undo
+
+    check_output(out)
+    if out.suffix.lower() not in EXTENSIONS:
+        raise typer.BadParameter(f"{out} is no image file; end it in .jpg or .png.", param_hint="--out")
+    picture = open_rgb(image)
+    paths = find_images([references])
+    paths = paths[:: -(-len(paths) // _MOST_REFERENCES)]
+    world_model = load_model(model, device)
+    bank = encode_files(world_model, paths)
+    _, report = undo(world_model, picture, bank, seed=seed)
+    restored = restore(picture, report.photometry)
+    restored.image.save(out)
+    if as_json:
+        undone = in_words(restored.undone)
+        print_json({"out": str(out), "undone": undone, "lost": list(restored.lost)} | report.to_dict())
+        return
+    console.print(str(report))
+    console.print(f"undone in pixels: {in_words(restored.undone)}")
+    for line in restored.lost:
+        console.print(f"not undone: {line}")
+    console.print(f"Wrote {out}.")

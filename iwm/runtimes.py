@@ -1,0 +1,238 @@
+"""Exported folders, run by OpenVINO or ONNX Runtime through the calls of `WorldModel`.
+
+`ExportedModel` is a `WorldModel` whose two networks are graphs of another runtime. It encodes,
+acts, and reads edits with the solver that needs no gradient; it cannot be trained, moved or saved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from iwm.checkpoint import read_config
+from iwm.config import WorldModelConfig
+from iwm.errors import (
+    IncompatibleLatentError,
+    IncompatibleWeightsError,
+    InvalidConfigError,
+    MissingBackendError,
+    WeightsUnavailableError,
+    quoted,
+)
+from iwm.images import Preprocess
+from iwm.world_model import WorldModel
+
+if TYPE_CHECKING:
+    import os
+
+EXPORT_FILE = "export.json"
+EXPORT_FORMAT = 1
+"""Version of the exported folder's layout; others are refused."""
+PARTS = ("encoder", "world_model")
+BACKENDS = ("openvino", "onnx")
+
+Run = Callable[..., NDArray[Any]]
+
+
+class RuntimeEncoder(nn.Module):
+    """Images in [0, 1] `[B, 3, S, S]` to tokens, by another runtime."""
+
+    mean: Tensor
+
+    def __init__(self, run: Run, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.run, self.config = run, config.encoder
+        # What evaluations ask for the device.
+        self.register_buffer("mean", torch.tensor(config.preprocess.mean), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B, N, D]`."""
+        return torch.from_numpy(self.run(images.numpy()))
+
+
+class RuntimePredictor(nn.Module):
+    """Tokens and action vectors to predicted tokens, by another runtime."""
+
+    def __init__(self, run: Run, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.run, self.config = run, config.predictor
+        self.side = config.preprocess.size // config.encoder.patch_size
+
+    def forward(self, source: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
+        """As `Predictor.forward`, of all positions; one source serves all actions."""
+        if grid != (self.side, self.side):
+            raise IncompatibleLatentError(
+                f"This export acts on grids of {self.side} x {self.side}, not {grid[0]} x {grid[1]}; use "
+                "the model it was made from."
+            )
+        sources = source.expand(len(action), -1, -1).contiguous()
+        return torch.from_numpy(self.run(sources.numpy(), action.detach().numpy()))
+
+
+class ExportedModel(WorldModel):
+    """A `WorldModel` run by another runtime; made by `iwm.load(folder, backend=...)`."""
+
+    differentiable = False
+
+    def __init__(self, config: WorldModelConfig, encode: Run, act: Run, space: str) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.encoder = RuntimeEncoder(encode, config)  # type: ignore[assignment]
+        self.predictor = RuntimePredictor(act, config)  # type: ignore[assignment]
+        self.heads = nn.ModuleDict()
+        self.preprocess = Preprocess(config.preprocess)
+        self._name_of_space, self._warned = space, False
+        self.eval()
+
+    @property
+    def space(self) -> str:
+        """Fingerprint of the encoder it was exported from: their latents may be mixed."""
+        return self._name_of_space
+
+    @property
+    def _like(self) -> Tensor:
+        return self.encoder.mean
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        raise InvalidConfigError(
+            "An exported model stays where its runtime put it, in the precision it was exported with; "
+            "move or cast the model it was made from."
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Exports are copied as folders; raises `InvalidConfigError`."""
+        raise InvalidConfigError(
+            "An exported model cannot be saved; copy its folder, or save the model it came from."
+        )
+
+
+def read_export(folder: Path, backend: str) -> ExportedModel:
+    """Load a folder that `model.export` wrote.
+
+    Args:
+        folder: with its `export.json`.
+        backend: `openvino` or `onnx`, the one it was written for.
+
+    Raises:
+        WeightsUnavailableError: no export there, or files missing.
+        IncompatibleWeightsError: of another version, for another backend, or damaged.
+        MissingBackendError: the backend is not installed.
+    """
+    about = read_about(folder)
+    if about is None:
+        raise WeightsUnavailableError(
+            f"{folder} holds no export. Write one with "
+            f'iwm.load("{folder}").export("DIR", format="{backend}") and load that.'
+        )
+    if about["backend"] != backend:
+        raise IncompatibleWeightsError(
+            f'{folder} was exported for {about["backend"]}; load it with backend="{about["backend"]}".'
+        )
+    config = read_config(folder)
+    paths = [folder / f"{name}{suffix_of(backend)}" for name in PARTS]
+    for path in paths:
+        if not path.is_file():
+            raise WeightsUnavailableError(
+                f"No {path.name} in {folder}. Copy the whole folder, or export again."
+            )
+    opened = open_openvino if backend == "openvino" else open_onnx
+    encode, act = (opened(path, about["precision"]) for path in paths)
+    return ExportedModel(config, encode, act, about["space"])
+
+
+def read_about(folder: Path) -> dict[str, str] | None:
+    """What `export.json` says: backend, precision, space; None where there is none.
+
+    Raises:
+        IncompatibleWeightsError: of another version, or damaged.
+    """
+    path = folder / EXPORT_FILE
+    if not path.is_file():
+        return None
+    try:
+        about = json.loads(path.read_bytes())
+        made_with = about.get("made_with", {}).get("iwm", "another version")
+        version = about["format"]
+        if version == EXPORT_FORMAT:
+            fields = {name: str(about[name]) for name in ("backend", "precision", "space")}
+            if fields["backend"] not in BACKENDS:
+                raise ValueError(f"unknown backend {fields['backend']}")
+            return fields
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IncompatibleWeightsError(f"{path} cannot be read: {quoted(error)}. Export again.") from error
+    raise IncompatibleWeightsError(
+        f"{folder} was exported by iwm {quoted(made_with)} in format {quoted(version)}; this iwm reads format "
+        f"{EXPORT_FORMAT}. Export the model again with this version: model.export(...)."
+    )
+
+
+def suffix_of(backend: str) -> str:
+    """How the files of a backend's graphs end."""
+    return ".xml" if backend == "openvino" else ".onnx"
+
+
+def openvino() -> Any:
+    """The OpenVINO package.
+
+    Raises:
+        MissingBackendError: it is not installed.
+    """
+    try:
+        import openvino as package
+    except ImportError as error:
+        raise MissingBackendError('OpenVINO is not installed: pip install "iwm[openvino]"') from error
+    return package
+
+
+def open_openvino(path: Path, precision: str) -> Run:
+    """Compile an OpenVINO graph for the CPU.
+
+    Folders of `fp16` and `int8` run the rest of their work in bf16 where the processor has it.
+    """
+    package = openvino()
+    core = package.Core()
+    able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    options = {
+        "INFERENCE_PRECISION_HINT": "bf16" if able and precision != "fp32" else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    try:
+        compiled = core.compile_model(core.read_model(str(path)), "CPU", options)
+    except RuntimeError as error:
+        raise IncompatibleWeightsError(f"OpenVINO cannot run {path}: {quoted(error, 300)}") from error
+
+    def run(*inputs: NDArray[Any]) -> NDArray[Any]:
+        # A copy: the next call writes into the same memory.
+        return np.array(compiled(list(inputs))[0], dtype=np.float32)
+
+    return run
+
+
+def open_onnx(path: Path, precision: str) -> Run:
+    """Open an ONNX graph in ONNX Runtime, on the CPU."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingBackendError('ONNX Runtime is not installed: pip install "iwm[onnx]"') from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # Its errors have no common class.
+        raise IncompatibleWeightsError(f"ONNX Runtime cannot run {path}: {quoted(error, 300)}") from error
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(*inputs: NDArray[Any]) -> NDArray[Any]:
+        (out,) = session.run(None, dict(zip(names, inputs, strict=True)))
+        return np.asarray(out, dtype=np.float32)
+
+    return run
