@@ -237,7 +237,7 @@ def _calibration_rows(model: WorldModel, images: Images | None) -> dict[str, lis
     targets = photometries[1] if model.config.actions.symmetric else clean
     vectors = model.encode_photometry(torch.stack((photometries[0], targets), dim=1))
     rows = [slice(i, i + 8) for i in range(0, len(pixels), 8)]
-    encoder: list[tuple[Tensor, ...]] = [(views[s],) for s in rows] + [(pixels[s],) for s in rows]
+    encoder: list[tuple[Tensor, ...]] = [(batch[s],) for batch in (views, pixels) for s in rows]
     return {"encoder": encoder, "world_model": [(tokens[s], vectors[s]) for s in rows]}
 
 

@@ -229,7 +229,7 @@ def _cross_entropy(
         points = (centre + spread * noise).clamp_(0.0, 1.0)
         switches = (torch.rand(pairs, _POPULATION, 3, generator=generator) < chance).to(points)
         params = space.params(points, switches)
-        parts = torch.split(params, _BATCH, dim=1)  # type: ignore[no-untyped-call]
+        parts = torch.split(params, _BATCH, dim=1)
         costs = torch.cat([cost(part).float().cpu() for part in parts], dim=1)
         everything.append((params, costs))
         rows = costs.topk(_ELITE, dim=1, largest=False).indices.unsqueeze(-1)

@@ -16,7 +16,10 @@ Shape legend: B batch, N patches of the grid, V visible, T targets, D encoder wi
 predictor width, A action vector.
 """
 
+from typing import cast
+
 import torch
+import torch.nn.functional as F
 from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
@@ -61,7 +64,8 @@ class Predictor(nn.Module):
         """Predict target latents, not yet normalised.
 
         Args:
-            source: tokens `[B, V, D]` of the source view.
+            source: tokens `[B, V, D]` of the source view; a single one serves all actions, and
+                what does not depend on the action is then computed once.
             action: vectors `[B, A]`.
             grid: patches along height and width; N is their product.
             visible: `[B, V]` positions of the source tokens; None says all N, in order.
@@ -75,7 +79,8 @@ class Predictor(nn.Module):
         context = self.project_in(source)
         condition = None if self.embed_action is None else self.embed_action(action)
         layout = self._append if self.config.layout == "append" else self._inplace
-        return layout(context, action, condition, positions_NP, visible, targets)
+        out = layout(context, action, condition, positions_NP, visible, targets)
+        return out if len(out) == len(action) else out.expand(len(action), -1, -1)
 
     def _append(
         self,
@@ -87,13 +92,8 @@ class Predictor(nn.Module):
         targets: Tensor | None,
     ) -> Tensor:
         mask_BTP = self.mask_token + _positions_at(positions_NP, targets, len(context_BVP))
-        x = torch.cat(
-            (
-                context_BVP + _positions_at(positions_NP, visible, len(context_BVP)),
-                self._mix(mask_BTP, action_BA),
-            ),
-            dim=1,
-        )
+        seen = context_BVP + _positions_at(positions_NP, visible, len(context_BVP))
+        x = _joined(seen, self._mix(mask_BTP, action_BA))
         x = self._run(x, action_BA, condition_BP)[:, context_BVP.shape[1] :]
         return self._project_out(x)
 
@@ -122,6 +122,13 @@ class Predictor(nn.Module):
         """Feature conditioning: concatenate the action to every token and mix."""
         if self.mix is None:
             return tokens_BTP
+        if len(tokens_BTP) < len(action_BA):  # The tokens' share of the first layer, once for all.
+            first, width = cast(nn.Linear, self.mix[0]), tokens_BTP.shape[-1]
+            of_action = F.linear(action_BA.to(tokens_BTP.dtype), first.weight[:, width:], first.bias)
+            shared: Tensor = F.linear(tokens_BTP, first.weight[:, :width]) + of_action.unsqueeze(1)
+            for layer in list(self.mix)[1:]:
+                shared = layer(shared)
+            return shared
         spread = action_BA.to(tokens_BTP.dtype).unsqueeze(1).expand(-1, tokens_BTP.shape[1], -1)
         mixed: Tensor = self.mix(torch.cat((tokens_BTP, spread), dim=-1))
         return mixed
@@ -130,7 +137,7 @@ class Predictor(nn.Module):
         """The blocks; action tokens come after all others and are dropped again."""
         length = x.shape[1]
         if self.action_tokens is not None:
-            x = torch.cat((x, self.action_tokens(action_BA).to(x.dtype)), dim=1)
+            x = _joined(x, self.action_tokens(action_BA).to(x.dtype))
         for block in self.blocks:
             x = block(x) if condition_BP is None else block(x, condition_BP)
         return x[:, :length]
@@ -174,6 +181,12 @@ class AdaLNBlock(nn.Module):
         x_BTP = x_BTP + (1 + gate1) * self.attn(torch.addcmul(shift1, self.norm1(x_BTP), 1 + scale1))
         moved: Tensor = (1 + gate2) * self.mlp(torch.addcmul(shift2, self.norm2(x_BTP), 1 + scale2))
         return x_BTP + moved
+
+
+def _joined(x: Tensor, y: Tensor) -> Tensor:
+    """One sequence after the other, `[B, S + T, P]`; either may be there once for all."""
+    batch = max(len(x), len(y))
+    return torch.cat((x.expand(batch, -1, -1), y.expand(batch, -1, -1)), dim=1)
 
 
 def _mixer(size: int, width: int) -> nn.Sequential:

@@ -59,8 +59,9 @@ Branch = Literal["teacher", "student"]
 _LOSSLESS = (torch.float16, torch.float32, torch.float64)
 """What stored weights can be cast to without losing what the fingerprint is made of."""
 
-ACTION_BATCH = 256
-"""Predictions made at a time: bounds the memory of acting many times on one latent."""
+ACTION_BYTES = {"cpu": 16 << 20}
+"""Of the widest activation of predictions made at a time: on a CPU what stays in its caches."""
+_OTHER_ACTION_BYTES = 1 << 30
 
 
 class WorldModel(nn.Module):
@@ -170,13 +171,19 @@ class WorldModel(nn.Module):
         vectors = self.encode_photometry(params)
         tokens = latent.tokens.to(self._like)
         outputs = []
-        for start in range(0, len(actions), ACTION_BATCH):
-            chunk = vectors[start : start + ACTION_BATCH]
-            source = (
-                tokens[start : start + ACTION_BATCH] if len(latent) > 1 else tokens.expand(len(chunk), -1, -1)
-            )
-            outputs.append(normalize_tokens(self.predictor(source, chunk, latent.grid)))
+        size = self._actions_at_a_time(tokens)
+        for start in range(0, len(actions), size):
+            rows = slice(start, start + size)
+            source = tokens[rows] if len(latent) > 1 else tokens
+            outputs.append(normalize_tokens(self.predictor(source, vectors[rows], latent.grid)))
         return Latent(torch.cat(outputs), latent.grid, latent.space)
+
+    def _actions_at_a_time(self, tokens: Tensor) -> int:
+        """Predictions whose activations keep to `ACTION_BYTES`."""
+        predictor = self.config.predictor
+        length = tokens.shape[1] * (2 if predictor.layout == "append" else 1)
+        widest = length * predictor.width * max(predictor.mlp_ratio, 3.0) * tokens.element_size()
+        return max(int(ACTION_BYTES.get(tokens.device.type, _OTHER_ACTION_BYTES) / widest), 1)
 
     def _warn_once(self, params: Tensor) -> None:
         """Say of the first action outside the trained range that it is, `[K, 2, 7]`."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 import weakref
 
 import numpy as np
@@ -10,8 +11,13 @@ import torch
 from PIL import Image
 
 import iwm.world_model
-from iwm.actions import CLEAN, Action, Photometry
-from iwm.errors import IncompatibleLatentError, InvalidActionError, InvalidImageError
+from iwm.actions import CLEAN, Action, Photometry, stack_actions
+from iwm.errors import (
+    IncompatibleLatentError,
+    InvalidActionError,
+    InvalidImageError,
+    UntrainedActionWarning,
+)
 from iwm.latent import Latent
 from iwm.world_model import WorldModel
 
@@ -138,9 +144,40 @@ def test_apply_action_is_the_normalised_prediction(make, layout):
     assert (moved.grid, moved.space) == (latent.grid, latent.space)
 
 
+@pytest.mark.parametrize("layout", ["inplace", "append"])
+@pytest.mark.parametrize("conditioning", ["adaln", "feature", "sequence", "none"])
+def test_one_source_for_all_actions_is_a_source_for_each(make, layout, conditioning):
+    """What actions share is computed once; nothing else changes."""
+    model = make(layout, conditioning)
+    latent = model.encode(torch.rand(1, 3, 32, 32))
+    vectors = model.encode_photometry(stack_actions(ACTIONS))
+    with torch.no_grad():
+        shared = model.predictor(latent.tokens, vectors, latent.grid)
+        each = model.predictor(latent.tokens.expand(len(ACTIONS), -1, -1), vectors, latent.grid)
+    check_close(shared, each, atol=1e-4)
+    assert shared.shape == each.shape
+
+
+def test_an_action_beyond_training_is_said_once(model):
+    latent = model.encode(torch.rand(1, 3, 32, 32))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.apply_action(latent, Action(brightness=1.39, hue=-0.1))
+        assert not caught
+        model.apply_action(latent, Action(brightness=2.5))
+        model.apply_action(latent, Action(brightness=2.5))
+    assert [c.category for c in caught] == [UntrainedActionWarning]
+    said = str(caught[0].message)
+    assert "tiny was not trained for brightness 2.5 in the target view" in said
+    assert "trained range: brightness 0.6 to 1.4" in said
+    assert "no grayscale, no blur, no solarize" in said
+    assert caught[0].filename == __file__
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 256])
 def test_many_actions_equal_one_at_a_time(model, monkeypatch, most):
-    monkeypatch.setattr(iwm.world_model, "ACTION_BATCH", most)
+    # 16 tokens of width 32, the queries, keys and values of which are the widest activation.
+    monkeypatch.setattr(iwm.world_model, "ACTION_BYTES", {"cpu": most * 16 * 32 * 3 * 4})
     latent = model.encode(torch.rand(5, 3, 32, 32))
     sizes = []
     model.predictor.register_forward_hook(lambda _, args, output: sizes.append(len(output)))
