@@ -80,7 +80,7 @@ class Predictor(nn.Module):
         condition = None if self.embed_action is None else self.embed_action(action)
         layout = self._append if self.config.layout == "append" else self._inplace
         out = layout(context, action, condition, positions_NP, visible, targets)
-        return out if len(out) == len(action) else out.expand(len(action), -1, -1)
+        return out if out.shape[0] == action.shape[0] else out.expand(action.shape[0], -1, -1)
 
     def _append(
         self,
@@ -91,8 +91,8 @@ class Predictor(nn.Module):
         visible: Tensor | None,
         targets: Tensor | None,
     ) -> Tensor:
-        mask_BTP = self.mask_token + _positions_at(positions_NP, targets, len(context_BVP))
-        seen = context_BVP + _positions_at(positions_NP, visible, len(context_BVP))
+        mask_BTP = self.mask_token + _positions_at(positions_NP, targets, context_BVP.shape[0])
+        seen = context_BVP + _positions_at(positions_NP, visible, context_BVP.shape[0])
         x = _joined(seen, self._mix(mask_BTP, action_BA))
         x = self._run(x, action_BA, condition_BP)[:, context_BVP.shape[1] :]
         return self._project_out(x)
@@ -122,7 +122,7 @@ class Predictor(nn.Module):
         """Feature conditioning: concatenate the action to every token and mix."""
         if self.mix is None:
             return tokens_BTP
-        if len(tokens_BTP) < len(action_BA):  # The tokens' share of the first layer, once for all.
+        if tokens_BTP.shape[0] < action_BA.shape[0]:  # The tokens' share of the first layer, once for all.
             first, width = cast(nn.Linear, self.mix[0]), tokens_BTP.shape[-1]
             of_action = F.linear(action_BA.to(tokens_BTP.dtype), first.weight[:, width:], first.bias)
             shared: Tensor = F.linear(tokens_BTP, first.weight[:, :width]) + of_action.unsqueeze(1)
@@ -185,8 +185,10 @@ class AdaLNBlock(nn.Module):
 
 def _joined(x: Tensor, y: Tensor) -> Tensor:
     """One sequence after the other, `[B, S + T, P]`; either may be there once for all."""
-    batch = max(len(x), len(y))
-    return torch.cat((x.expand(batch, -1, -1), y.expand(batch, -1, -1)), dim=1)
+    if x.shape[0] != y.shape[0]:
+        batch = max(x.shape[0], y.shape[0])
+        x, y = x.expand(batch, -1, -1), y.expand(batch, -1, -1)
+    return torch.cat((x, y), dim=1)
 
 
 def _mixer(size: int, width: int) -> nn.Sequential:

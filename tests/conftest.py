@@ -13,6 +13,7 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 
 from iwm.config import (
+    STRENGTHS,
     ActionConfig,
     ActionEncoding,
     Conditioning,
@@ -45,10 +46,23 @@ def _tiny_config(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., WorldModelConfig]:
     """`tiny_config(layout=..., conditioning=..., encoding=...)`: a model of 4 x 4 patches of 8 pixels."""
     return _tiny_config
+
+
+@pytest.fixture
+def acting_model(tiny_config):
+    """Random weights, predictions that depend smoothly on the action, the embedded model's range."""
+    from iwm.world_model import WorldModel
+
+    strong = ActionConfig(encoding="pair", distribution=STRENGTHS["strong"], symmetric=True)
+    torch.manual_seed(0)
+    model = WorldModel(tiny_config().replace(actions=strong))
+    for name, weights in model.named_parameters():
+        torch.nn.init.normal_(weights, std=0.3 if "action" in name or "modulation" in name else 0.15)
+    return model.requires_grad_(False)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,223 @@
+"""Exports: the same numbers as PyTorch, any batch, and folders that cannot be run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import iwm
+from iwm import runtimes
+from iwm.actions import Action
+from iwm.errors import (
+    IncompatibleLatentError,
+    IncompatibleWeightsError,
+    InvalidConfigError,
+    MissingBackendError,
+    UnknownModelError,
+    WeightsUnavailableError,
+)
+from iwm.evaluation import mrr
+from iwm.world_model import WorldModel
+
+pytest.importorskip("openvino")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+ACTIONS = [Action(brightness=0.8), Action(hue=0.1, blur=1.0), Action(grayscale=True)]
+TOLERANCE = {"fp32": 2e-4, "fp16": 0.08, "int8": 0.5}
+"""Largest difference of a feature, whose variance is 1."""
+LEAST_COSINE = {"fp32": 0.999999, "fp16": 0.999, "int8": 0.99}
+
+
+def small(make_config, layout="inplace", conditioning="adaln"):
+    torch.manual_seed(0)
+    model = WorldModel(make_config(layout, conditioning))
+    for name, weights in model.named_parameters():
+        torch.nn.init.normal_(weights, std=0.3 if "action" in name or "modulation" in name else 0.15)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config):
+    return small(tiny_config)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """`folder("onnx", "int8")`: an export, made once."""
+    made = {}
+
+    def make(backend, precision):
+        key = backend, precision
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("export") / f"{backend}-{precision}"
+            model.export(made[key], backend, precision)
+        return made[key]
+
+    return make
+
+
+def close(found, expected, precision):
+    assert (found.tokens - expected.tokens).abs().max() < TOLERANCE[precision]
+    cosines = F.cosine_similarity(found.tokens.flatten(1), expected.tokens.flatten(1))
+    assert cosines.min() > LEAST_COSINE[precision]
+    assert (found.grid, found.space) == (expected.grid, expected.space)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+def test_exports_give_the_numbers_of_pytorch(model, folder, backend, precision):
+    exported = iwm.load(folder(backend, precision), backend=backend)
+    for batch in (1, 3):
+        images = F.interpolate(torch.rand(batch, 3, 5, 5), size=32, mode="bicubic").clamp(0, 1)
+        latent = model.encode(images)
+        close(exported.encode(images), latent, precision)
+        close(exported.apply_action(latent, ACTIONS[0]), model.apply_action(latent, ACTIONS[0]), precision)
+    close(exported.apply_action(latent, ACTIONS), model.apply_action(latent, ACTIONS), precision)
+    close(exported.apply_action(latent[1], ACTIONS), model.apply_action(latent[1], ACTIONS), precision)
+
+
+def test_smaller_numbers_make_smaller_files(folder):
+    for backend in ("openvino", "onnx"):
+        sizes = [
+            sum(path.stat().st_size for path in folder(backend, precision).glob("*.[bo]*"))
+            for precision in ("fp32", "fp16")
+        ]
+        assert sizes[1] < 0.75 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("layout", "conditioning"), [("append", "feature"), ("inplace", "sequence"), ("inplace", "none")]
+)
+def test_every_kind_of_predictor_is_exported(tiny_config, tmp_path, layout, conditioning):
+    model = small(tiny_config, layout, conditioning)
+    model.export(tmp_path / "out", "onnx", "fp32")
+    latent = model.encode(torch.rand(1, 3, 32, 32))
+    exported = iwm.load(tmp_path / "out", backend="onnx")
+    close(exported.apply_action(latent, ACTIONS), model.apply_action(latent, ACTIONS), "fp32")
+
+
+def test_what_takes_a_model_takes_an_export(model, folder):
+    exported = iwm.load(folder("openvino", "fp32"), backend="openvino")
+    images = list(torch.rand(2, 3, 32, 32))
+    assert mrr(exported, images, bank_size=4).mrr == pytest.approx(mrr(model, images, bank_size=4).mrr)
+    torch.testing.assert_close(exported.embed(images), model.embed(images), atol=1e-4, rtol=0)
+    bank = iwm.Bank.from_images(model, images)
+    assert (
+        bank.search(exported.predict(images[0], Action()), k=1).ids
+        == bank.search(model.predict(images[0], Action()), k=1).ids
+    )
+    _, report = exported.infer_action(images[0], images[0], solver="cem")
+    assert report.residual == 0.0
+    with pytest.raises(InvalidConfigError, match='has no gradients; pass solver="cem"'):
+        exported.infer_action(images[0], images[1])
+
+
+def test_calibration_on_photographs(model, photos, tmp_path):
+    model.export(tmp_path / "out", "onnx", "int8", calibration=sorted(photos.rglob("*.jpg")))
+    images = sorted(photos.rglob("*.jpg"))
+    close(iwm.load(tmp_path / "out", backend="onnx").encode(images), model.encode(images), "int8")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16)])
+def test_a_torch_export_is_a_model_folder(model, tmp_path, precision, dtype):
+    model.export(tmp_path / "out", "torch", precision)
+    again = iwm.load(tmp_path / "out")
+    for name, weights in again.state_dict().items():
+        assert torch.equal(weights, model.state_dict()[name].to(dtype).float())
+
+
+def test_an_export_replaces_another(model, tmp_path):
+    model.export(tmp_path, "onnx", "fp32")
+    model.export(tmp_path, "torch", "fp32")
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_exports_stay_as_they_are(folder, tmp_path):
+    exported = iwm.load(folder("onnx", "fp32"), backend="onnx")
+    for change in (
+        lambda: exported.to(torch.float16),
+        lambda: exported.save_pretrained(tmp_path),
+        lambda: exported.export(tmp_path / "again", "onnx"),
+    ):
+        with pytest.raises(InvalidConfigError, match="export"):
+            change()
+    with pytest.raises(IncompatibleLatentError, match="acts on grids of 4 x 4, not 2 x 2"):
+        exported.predictor(torch.rand(1, 4, 48), torch.rand(1, 14), (2, 2))
+
+
+def test_options_that_no_export_has(model, tmp_path):
+    with pytest.raises(InvalidConfigError, match=r'No format is called "onx"\. Did you mean "onnx"'):
+        model.export(tmp_path, "onx")
+    with pytest.raises(InvalidConfigError, match=r'No precision is called "int4"\. Did you mean "int8"'):
+        model.export(tmp_path, "onnx", "int4")
+    with pytest.raises(InvalidConfigError, match="PyTorch runs no int8 folder"):
+        model.export(tmp_path, "torch", "int8")
+    half = WorldModel(model.config).to(torch.float16)
+    with pytest.raises(InvalidConfigError, match=r"The model is float16 on cpu; load it for the export"):
+        half.export(tmp_path, "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_cannot_be_run(model, folder, tmp_path):
+    good = folder("onnx", "fp32")
+    with pytest.raises(IncompatibleWeightsError, match='exported for onnx; load it with backend="onnx"'):
+        iwm.load(good, backend="openvino")
+    with pytest.raises(IncompatibleWeightsError, match="exported for another runtime; load it with backend="):
+        iwm.load(good)
+    with pytest.raises(UnknownModelError, match=r'"iwm-tiny" is none\. Write one first: iwm\.load'):
+        iwm.load("iwm-tiny", backend="onnx")
+    with pytest.raises(InvalidConfigError, match=r'No backend is called "onx"\. Did you mean "onnx"'):
+        iwm.load(good, backend="onx")
+    with pytest.raises(InvalidConfigError, match="leave out pretrained, task, dtype"):
+        iwm.load(good, backend="onnx", dtype=torch.float16)
+    model.save_pretrained(tmp_path / "plain")
+    with pytest.raises(WeightsUnavailableError, match=r"holds no export\. Write one with"):
+        iwm.load(tmp_path / "plain", backend="onnx")
+    shutil.copytree(good, tmp_path / "part")
+    (tmp_path / "part" / "encoder.onnx").unlink()
+    with pytest.raises(WeightsUnavailableError, match=r"No encoder\.onnx in"):
+        iwm.load(tmp_path / "part", backend="onnx")
+    (tmp_path / "part" / "encoder.onnx").write_bytes(b"not a graph")
+    with pytest.raises(IncompatibleWeightsError, match="ONNX Runtime cannot run"):
+        iwm.load(tmp_path / "part", backend="onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"format": 99},
+            r"exported by iwm .* in format 99; this iwm reads format 1\. Export the model again",
+        ),
+        ({"backend": "coreml"}, "cannot be read: unknown backend coreml. Export again"),
+        ({"space": None, "format": None}, "in format None"),
+    ],
+)
+def test_folders_of_another_version(folder, tmp_path, change, words):
+    shutil.copytree(folder("onnx", "fp32"), tmp_path / "old")
+    file = tmp_path / "old" / runtimes.EXPORT_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(IncompatibleWeightsError, match=words):
+        iwm.load(tmp_path / "old", backend="onnx")
+    file.write_text("[1]")
+    with pytest.raises(IncompatibleWeightsError, match="cannot be read"):
+        iwm.load(tmp_path / "old", backend="onnx")
+
+
+def test_runtimes_that_are_not_installed(model, folder, tmp_path, monkeypatch):
+    import sys
+
+    folders = {backend: folder(backend, "fp32") for backend in ("openvino", "onnx")}
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingBackendError, match=r'pip install "iwm\[openvino\]"'):
+        iwm.load(folders["openvino"], backend="openvino")
+    with pytest.raises(MissingBackendError, match=r'pip install "iwm\[onnx\]"'):
+        iwm.load(folders["onnx"], backend="onnx")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'needs the package openvino: pip install "iwm\[openvino\]"'):
+        model.export(tmp_path / "out", "openvino")
+    assert not (tmp_path / "out").exists()
