@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from iwm.export import Format, Precision
     from iwm.planning import Solver
     from iwm.publishing import Published
-    from iwm.undoing import UndoReport
+    from iwm.undoing import EditReader, UndoReport
 
 Branch = Literal["teacher", "student"]
 
@@ -244,14 +244,15 @@ class WorldModel(nn.Module):
         return infer_actions(self, before, after, solver=solver, starts=starts, steps=steps, seed=seed)
 
     def undo(
-        self, image: ImageLike | Latent, references: Bank | Latent | Images, *, seed: int = 0
+        self, image: ImageLike | Latent, references: EditReader | Bank | Latent | Images, *, seed: int = 0
     ) -> tuple[Latent, UndoReport]:
         """Undo an edit that nobody wrote down; see `iwm.undoing.undo`.
 
         Args:
             image: one image, or its latent.
-            references: untouched photographs: a bank, latents or images; 50 and more.
-            seed: of the search.
+            references: untouched photographs, some hundred: a bank, latents or images; or what
+                was learned from them, `iwm.undoing.EditReader.fit(model, references)`.
+            seed: of the edits that are learned from.
 
         Returns:
             The latent with the edit undone, and the report: `report.photometry` is the edit.

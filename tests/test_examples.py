@@ -1,6 +1,8 @@
-"""The example script, as a user runs it, on the model inside the package."""
+"""The example scripts, as a user runs them, on the model inside the package."""
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +22,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def _run(*words):
+def _run(script, *words):
     environment = os.environ | {
         "PYTHONPATH": str(Path(iwm.__file__).parent.parent),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     return subprocess.run(
-        [sys.executable, str(EXAMPLES / "retrieve.py"), *map(str, words)],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, str(EXAMPLES / script), *map(str, words)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
@@ -44,7 +46,7 @@ def photos(tmp_path):
 
 
 def test_retrieve_finds_what_was_asked_for(photos):
-    done = _run(photos / "gray.jpg", photos)
+    done = _run("retrieve.py", photos / "gray.jpg", photos)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[::4] == [f"gray.jpg {how}:" for how in ("darker", "in grayscale", "with another hue")]
@@ -59,7 +61,51 @@ def test_retrieve_finds_what_was_asked_for(photos):
     assert distances == pytest.approx(nearest.distances[0].tolist(), abs=0.02)
 
 
-def test_retrieve_says_how_it_is_called():
-    done = _run()
+@pytest.mark.parametrize(
+    ("script", "required"),
+    [
+        ("retrieve.py", "photo, folder"),
+        ("explain_edit.py", "before, after"),
+        ("restore.py", "references, out, photos"),
+        ("serve_openvino.py", "folder, photo"),
+    ],
+)
+def test_examples_say_how_they_are_called(script, required):
+    done = _run(script)
     assert done.returncode == 2
-    assert "the following arguments are required: photo, folder" in done.stderr
+    assert f"the following arguments are required: {required}" in done.stderr
+
+
+def test_explain_edit_repeats_the_edit_in_pixels(photos):
+    edit = iwm.Action(brightness=0.7, grayscale=True)
+    edit.apply(Image.open(photos / "1.jpg")).save(photos / "edited.png")
+    done = _run("explain_edit.py", photos / "1.jpg", photos / "edited.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    words, residual, *_, pixels = done.stdout.splitlines()
+    assert "grayscale" in words
+    assert residual.startswith("residual 0.")
+    first, left = map(float, re.findall(r"\d\.\d{3}", pixels))
+    assert left < 0.5 * first
+
+
+def test_restore_writes_every_photo(photos, tmp_path):
+    references = tmp_path / "references"
+    references.mkdir()
+    for i in range(20):
+        coarse = np.random.default_rng(100 + i).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC).save(references / f"{i}.png")
+    done = _run("restore.py", references, tmp_path / "out", photos / "1.jpg", photos / "gray.jpg")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["1.jpg", "gray.jpg"]
+    assert done.stdout.startswith("1.jpg: ")
+    assert "\ngray.jpg: " in done.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+def test_serving_agrees_with_pytorch(photos, tmp_path):
+    done = _run("serve_openvino.py", tmp_path / "served", photos / "1.jpg")
+    assert done.returncode == 0, done.stderr
+    cosine = float(re.search(r"cosine (\d\.\d+)", done.stdout)[1])
+    assert cosine > 0.999
+    assert re.search(r"encoding: PyTorch [\d.]+ ms, OpenVINO [\d.]+ ms", done.stdout)
+    assert (tmp_path / "served" / "export.json").is_file()
