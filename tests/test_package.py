@@ -12,7 +12,20 @@ import pytest
 import iwm
 
 PACKAGE = Path(iwm.__file__).parent
-ROOMS_BEYOND_INFERENCE = ("training", "pretraining", "finetuning", "evaluation", "cli", "demo", "figures")
+ROOMS_BEYOND_INFERENCE = (
+    "training",
+    "pretraining",
+    "finetuning",
+    "evaluation",
+    "cli",
+    "demo",
+    "figures",
+    "planning",
+    "edits",
+    "undoing",
+    "export",
+    "runtimes",
+)
 
 # The sockets fail, so this also shows that the embedded model needs no network.
 FRESH = """
@@ -76,6 +89,7 @@ def test_inference_loads_inference_alone(fresh, stage):
     rooms = {module.split(".")[1] for module in fresh[stage] if module.startswith("iwm.")}
     assert rooms.isdisjoint(ROOMS_BEYOND_INFERENCE)
     assert tops(fresh[stage]).isdisjoint({"matplotlib", "skimage", "typer", "rich", "pooch"})
+    assert tops(fresh[stage]).isdisjoint({"openvino", "onnx", "onnxruntime", "onnxscript", "sklearn"})
 
 
 def exported_to_type_checkers():

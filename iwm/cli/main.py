@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -11,8 +12,8 @@ from rich.text import Text
 
 from iwm import __version__
 from iwm.cli import demo, download, edits, encode, evaluate, export, models, pretrain, push, search
-from iwm.cli.options import printable
-from iwm.errors import IWMError
+from iwm.cli.options import printable, warn
+from iwm.errors import IWMError, UntrainedActionWarning
 
 app = typer.Typer(
     help="Image World Models: act on photographs in latent space, and retrieve what comes out.",
@@ -77,9 +78,17 @@ app.add_typer(evaluations, name="eval")
 
 
 def main() -> None:
-    """Run the command line; errors of iwm become one line and exit status 1."""
+    """Run the command line; errors of iwm become one line and exit status 1, its warnings one line."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UntrainedActionWarning)
+            shown = warnings.showwarning
+            warnings.showwarning = lambda message, category, *rest: (
+                warn(str(message))
+                if issubclass(category, UntrainedActionWarning)
+                else shown(message, category, *rest)
+            )
+            app()
     except IWMError as error:
         words = Text.assemble(("Error: ", "bold red"), printable(str(error).replace("\n", " ")))
         Console(stderr=True, highlight=False, soft_wrap=True).print(words)

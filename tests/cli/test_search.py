@@ -42,9 +42,9 @@ def test_an_action_ranks_as_the_library_does(command, photos, files, model_folde
     assert (shown["image"], shown["action"], shown["images"]) == (str(files[3]), str(action), 12)
 
 
-def test_the_lines_of_a_fresh_process_are_what_json_says(fresh, command, monkeypatch, photos, model_folder):
+def test_the_lines_of_a_fresh_process_are_what_json_says(fresh, command, monkeypatch, photos, symmetric_folder):
     monkeypatch.chdir(photos)
-    words = ["search", ".", "-i", "class0/06.jpg", "-m", model_folder, "-k", 3, "--grayscale"]
+    words = ["search", ".", "-i", "class0/06.jpg", "-m", symmetric_folder, "-k", 3, "--grayscale"]
     done = fresh(*words, cwd=photos)
     assert (done.code, done.err) == (0, "")
     heading, *lines = done.out.splitlines()
@@ -138,3 +138,13 @@ def test_names_that_look_like_emoji_codes_stay_as_they_are(command, tmp_path, mo
     shown = command("search", tmp_path, "--image", tmp_path / "br:cat:.jpg", "--model", model_folder)
     assert shown.code == 0, shown.err
     assert "br:cat:.jpg" in shown.out
+
+
+def test_an_action_beyond_training_is_one_line(command, photos, files):
+    outcome = command("search", photos, "--image", files[0], "--brightness", "3", "--json")
+    assert outcome.json["action"] == "brightness=3.0"
+    words = (
+        "Warning: iwm-tiny was not trained for brightness 3 in the target view; trained range: brightness 0.5"
+    )
+    assert outcome.err.startswith(words)
+    assert len(outcome.err.splitlines()) == 1
