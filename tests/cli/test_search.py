@@ -42,7 +42,9 @@ def test_an_action_ranks_as_the_library_does(command, photos, files, model_folde
     assert (shown["image"], shown["action"], shown["images"]) == (str(files[3]), str(action), 12)
 
 
-def test_the_lines_of_a_fresh_process_are_what_json_says(fresh, command, monkeypatch, photos, symmetric_folder):
+def test_the_lines_of_a_fresh_process_are_what_json_says(
+    fresh, command, monkeypatch, photos, symmetric_folder
+):
     monkeypatch.chdir(photos)
     words = ["search", ".", "-i", "class0/06.jpg", "-m", symmetric_folder, "-k", 3, "--grayscale"]
     done = fresh(*words, cwd=photos)
