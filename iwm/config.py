@@ -9,11 +9,11 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
-from iwm.errors import InvalidConfigError, nearest, quoted
+from iwm.errors import InvalidConfigError, quoted
+from iwm.fields import Json, from_dict, require, require_choice, to_json
 
 FORMAT = 1
 """Version of `config.json` that this library writes; it reads this one and older ones."""
@@ -22,8 +22,6 @@ Positions = Literal["sincos", "learned"]
 Layout = Literal["append", "inplace"]
 Conditioning = Literal["feature", "sequence", "adaln", "none"]
 ActionEncoding = Literal["pair", "difference"]
-Json = dict[str, Any]
-ConfigT = TypeVar("ConfigT")
 
 VECTOR_SIZE: dict[ActionEncoding, int] = {"pair": 14, "difference": 10}
 """Length A of an action vector, by encoding."""
@@ -33,19 +31,6 @@ MAX_PARAMETERS = 10_000_000_000
 MAX_DEPTH = 1024
 MAX_GRID = 256
 """Patches along one side of an image."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `InvalidConfigError(message)` unless `condition` holds."""
-    if not condition:
-        raise InvalidConfigError(message)
-
-
-def require_choice(name: str, value: str, choices: Any) -> None:
-    """Raise `InvalidConfigError` unless `value` is one of a `Literal`'s."""
-    known = get_args(choices)
-    word = quoted(value)
-    require(value in known, f'{name} is "{word}".{nearest(word, known)}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,54 +330,3 @@ def _block(width: int, mlp_ratio: float) -> int:
     """Attention, MLP and two norms."""
     hidden = int(width * mlp_ratio)
     return 4 * width**2 + 4 * width + 2 * width * hidden + hidden + width + 4 * width
-
-
-def to_json(config: Any) -> str:
-    """Any configuration dataclass as indented JSON, ending in a newline."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def from_dict(cls: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
-    """Build a configuration dataclass from plain JSON values, checking names and types strictly.
-
-    Raises:
-        InvalidConfigError: with the dotted path of the field at fault.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    check_names(cls, data)
-    try:
-        return TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "value_error":  # Ours: names the field already.
-            raise InvalidConfigError(quoted(first["msg"].removeprefix("Value error, "), 400)) from error
-        path = ".".join(str(part) for part in first["loc"]) or "the config"
-        said = f"{quoted(path)} is {quoted(repr(first['input']))}: {quoted(first['msg'], 200)}"
-        raise InvalidConfigError(said) from error
-
-
-def dotted(fields: Mapping[str, Any], prefix: str = "") -> Json:
-    """Nested fields as one level of dotted names; an empty section stays a value."""
-    names: Json = {}
-    for key, value in fields.items():
-        if isinstance(value, Mapping) and value:
-            names |= dotted(value, f"{prefix}{key}.")
-        else:
-            names[prefix + key] = value
-    return names
-
-
-def check_names(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise `InvalidConfigError` for the first key of `data` that `cls` does not have."""
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for key, value in data.items():
-        if key not in known:
-            names = [prefix + name for name in known]
-            name = quoted(prefix + key)
-            raise InvalidConfigError(f'No field "{name}".{nearest(name, names)}')
-        kind = known[key].type
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            if not isinstance(value, Mapping):
-                raise InvalidConfigError(f"{prefix}{key} must hold fields, not {quoted(repr(value))}.")
-            check_names(kind, value, f"{prefix}{key}.")

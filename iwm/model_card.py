@@ -9,7 +9,8 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-from iwm.config import Json, WorldModelConfig
+from iwm.config import WorldModelConfig
+from iwm.fields import Json
 
 _PAPER = "https://arxiv.org/abs/2403.00504"
 _SPLITS = ("train", "val", "valid", "validation", "test", "images")

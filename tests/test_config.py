@@ -15,10 +15,9 @@ from iwm.config import (
     PredictorConfig,
     PreprocessConfig,
     WorldModelConfig,
-    from_dict,
-    to_json,
 )
 from iwm.errors import InvalidConfigError
+from iwm.fields import from_dict, to_json
 
 CUSTOM = WorldModelConfig(
     name="mine",

@@ -56,7 +56,7 @@ def info_command(
     as_json: AsJson = False,
 ) -> None:
     """Show everything known about one model: sizes, recipe, provenance, metrics, licence."""
-    from iwm.config import to_json
+    from iwm.fields import to_json
     from iwm.loading import read_architecture
     from iwm.model_card import CITATION
     from iwm.zoo import ZOO

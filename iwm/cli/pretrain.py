@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iwm.cli.options import console
-from iwm.config import dotted
 from iwm.errors import InvalidConfigError, nearest
+from iwm.fields import dotted
 
 if TYPE_CHECKING:
     from iwm.pretraining.config import PretrainConfig
@@ -52,7 +52,7 @@ def pretrain_command(
     Every other field of the recipe is a dotted option, e.g. --optim.lr 5e-4 or
     --model.predictor.depth 4; a wrong name gets a suggestion.
     """
-    from iwm.config import from_dict, to_json
+    from iwm.fields import from_dict, to_json
     from iwm.pretraining.config import PretrainConfig
     from iwm.pretraining.recipes import find_recipe
     from iwm.pretraining.run import pretrain

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from iwm.checkpoint import save_model
-from iwm.config import to_json
 from iwm.errors import InvalidConfigError
+from iwm.fields import to_json
 from iwm.images import file_list_hash, list_images
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask

@@ -6,7 +6,7 @@ Values marked in `iwm.pretraining.recipes` as the paper's, the I-JEPA lineage's 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from iwm.config import require
+from iwm.fields import require
 
 Precision = Literal["float32", "bf16"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from iwm.checkpoint import CONFIG_FILE
-from iwm.config import dotted, to_json
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
+from iwm.fields import dotted, to_json
 from iwm.files import atomic_write, write_text
 from iwm.training.config import RunConfig
 

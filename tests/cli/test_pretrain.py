@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import iwm
 from iwm.checkpoint import read_config
-from iwm.config import from_dict
+from iwm.fields import from_dict
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.estimate import estimate
 from iwm.pretraining.recipes import find_recipe

@@ -12,8 +12,8 @@ import torch
 
 import iwm
 from iwm.checkpoint import load_weights, read_config
-from iwm.config import from_dict, to_json
 from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.fields import from_dict, to_json
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.run import pretrain
 from iwm.pretraining.task import PretrainTask
@@ -27,7 +27,7 @@ FILES = ["config.json", "metrics.jsonl", "model.safetensors", "run.json", "state
 CHILD = """
 import json, os, sys
 from pathlib import Path
-from iwm.config import from_dict
+from iwm.fields import from_dict
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.run import pretrain
 from iwm.pretraining.task import PretrainTask

@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from iwm.config import from_dict
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
+from iwm.fields import from_dict
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.run_folder import FREE_FIELDS, RunFolder
 
@@ -79,6 +79,16 @@ def test_free_fields_may_change_on_resume(used):
     assert json.loads((run.path / "run.json").read_text())["steps"] == RunConfig().steps
     run.start(config, 5)
     assert from_dict(RunConfig, json.loads((run.path / "run.json").read_text())) == config
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_of_newer_fields(used):
+    settings = json.loads((used / "run.json").read_text())
+    for name in ("optimizer", "schedule", "momentum"):
+        del settings["optim"][name]
+    (used / "run.json").write_text(json.dumps(settings))
+    assert RunFolder(used, RunConfig(), resume=False).has_state
+    with pytest.raises(InvalidConfigError, match="optim.schedule was 'cosine', now 'linear'"):
+        RunFolder(used, RunConfig(optim=OptimConfig(schedule="linear")), resume=False)
 
 
 def test_state_round_trips_and_replaces_the_last(used):

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 import iwm
-from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig, to_json
+from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig
 from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.fields import to_json
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.run import pretrain
 from iwm.training import streams
@@ -38,7 +39,7 @@ LENGTHS = (5, 8, 3, 6)
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
-from iwm.config import from_dict
+from iwm.fields import from_dict
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.run import pretrain
 from iwm.pretraining.task import PretrainTask
