@@ -6,9 +6,11 @@ Values marked in `iwm.pretraining.recipes` as the paper's, the I-JEPA lineage's 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from iwm.fields import require
+from iwm.fields import require, require_choice
 
 Precision = Literal["float32", "bf16"]
+OptimizerName = Literal["adamw", "lars"]
+Schedule = Literal["cosine", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,30 +40,39 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedules; see `iwm.training.schedules` for their form.
+    """The optimiser and its schedules; see `iwm.training.schedules` for their form.
 
     Attributes:
+        optimizer: `adamw`, or `lars`, momentum whose step is scaled to each matrix's norm.
+        schedule: how the learning rate falls after the warmup: along a cosine, or `linear`.
         lr: peak learning rate.
         lr_start: learning rate at the first step of the warmup.
         warmup: share of the steps over which the learning rate rises.
-        stretch: the cosine is laid out over this many times the steps, so that training
+        stretch: the fall is laid out over this many times the steps, so that training
             ends before it reaches zero [App. A.1].
         betas: AdamW's averaging coefficients.
+        momentum: of LARS.
         weight_decay, weight_decay_end: cosine from one to the other; none on biases and
             other one-dimensional parameters.
         clip: bound on the gradient norm; 0 is none.
     """
 
+    optimizer: OptimizerName = "adamw"
+    schedule: Schedule = "cosine"
     lr: float = 1e-3
     lr_start: float = 2e-4
     warmup: float = 40 / 300
     stretch: float = 1.25
     betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     clip: float = 0.0
 
     def __post_init__(self) -> None:
+        require_choice("optim.optimizer", self.optimizer, OptimizerName)
+        require_choice("optim.schedule", self.schedule, Schedule)
+        require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; it must be 0 to 1.")
         require(0 < self.lr <= 100, f"optim.lr is {self.lr}; it must be positive.")
         require(0 <= self.lr_start <= self.lr, f"optim.lr_start is {self.lr_start}; use 0 to lr.")
         require(0 <= self.warmup <= 1, f"optim.warmup is {self.warmup}; it must be 0 to 1.")

@@ -22,10 +22,10 @@ from iwm.actions import SampleKey
 from iwm.device import resolve_device
 from iwm.errors import InvalidConfigError, InvalidDataError, TrainingError
 from iwm.training import schedules
-from iwm.training.config import RunConfig
+from iwm.training.config import OptimConfig, RunConfig
 from iwm.training.data import Source
 from iwm.training.distributed import World
-from iwm.training.optimizer import adamw, set_schedule
+from iwm.training.optimizer import make_optimizer, set_schedule
 from iwm.training.progress import Progress, Waits, memory_mb
 from iwm.training.run_folder import RunFolder
 from iwm.training.trackers import closing_all, make_trackers
@@ -57,6 +57,15 @@ class Task(nn.Module, ABC):
     def after_step(self, step: int) -> dict[str, float]:
         """What follows an optimiser step; returns scalars to log."""
 
+    def make_optimizer(self, config: OptimConfig) -> torch.optim.Optimizer:
+        """The optimiser of what is trained; groups may carry what `set_schedule` reads."""
+        return make_optimizer(self.trained(), config)
+
+    @property
+    def finished(self) -> bool:
+        """Whether training may end before its last step, with nothing wrong."""
+        return False
+
     def monitor(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> dict[str, float]:
         """Scalars worth some time, asked for now and then."""
         return {}
@@ -76,7 +85,8 @@ def train(
 ) -> bool:
     """Train until `config.steps`, or until interrupted.
 
-    SIGINT and SIGTERM end the run after the current step, with a checkpoint.
+    SIGINT and SIGTERM end the run after the current step, with a checkpoint; a task that has
+    `finished` ends it as if it were the last step.
 
     Args:
         task: what to train, on its device already.
@@ -87,7 +97,7 @@ def train(
         world: the processes that train together; None is this one alone.
 
     Returns:
-        Whether all steps are done.
+        Whether all is done that was to be done.
 
     Raises:
         TrainingError: the loss or its gradient is not finite; the last checkpoint is still good.
@@ -102,10 +112,11 @@ def train(
             f"{config.accumulate} pieces each; use a multiple of {shares}."
         )
     trainer = _Trainer(task, source, config, run, export, world)
-    if trainer.done == config.steps:
+    if trainer.done == config.steps or task.finished:
         trainer.export_model()  # The last export may have been cut off.
+        return True
     loader = source.batches(trainer.done, world, trainer.source_state)
-    waits, monitored = Waits(), dict[str, float]()
+    waits, monitored, last = Waits(), dict[str, float](), False
     trackers = make_trackers(config, run.path) if world.is_main else []
     with (
         closing_all(trackers),
@@ -117,9 +128,10 @@ def train(
             record = trainer.step(crops, keys)
             progress.advance(record["loss"])
             last = trainer.done == config.steps
-            stop = world.any(stopped())
             if world.is_main and config.monitor_every and (trainer.done % config.monitor_every == 0 or last):
                 monitored = task.monitor(crops.to(world.device), trainer.done, keys)
+            stop = world.any(stopped())
+            last = last or world.any(task.finished)
             if world.is_main and (trainer.done % config.log_every == 0 or last):
                 pace = {"images_per_second": round(progress.images_per_second, 2)}
                 record |= (
@@ -131,9 +143,9 @@ def train(
                     tracker.log(record)
             if trainer.done % config.checkpoint_every == 0 or last or stop:
                 trainer.checkpoint()
-            if stop:
+            if last or stop:
                 break
-    return trainer.done == config.steps
+    return last
 
 
 class _Trainer:
@@ -155,7 +167,7 @@ class _Trainer:
         self.run = run
         self.export = export
         self.world = world
-        self.optimizer = adamw(task.trained(), config.optim)
+        self.optimizer = task.make_optimizer(config.optim)
         self.done = self.saved = 0
         self.seconds = 0.0
         if run.has_state:

@@ -10,7 +10,7 @@ import torch
 
 from iwm.checkpoint import CONFIG_FILE
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
-from iwm.fields import dotted, to_json
+from iwm.fields import dotted, from_dict, to_json
 from iwm.files import atomic_write, write_text
 from iwm.training.config import RunConfig
 
@@ -69,7 +69,7 @@ class RunFolder:
             write_text(metrics, "".join(line for line in lines if _is_before(line, step)))
 
     def _check_same(self, config: RunConfig, free: frozenset[str]) -> None:
-        before = dotted(read_run(self.path))
+        before = dotted(_with_defaults(read_run(self.path), type(config)))
         now = dotted(json.loads(to_json(config)))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         changed = [k for k in changed if k not in free]
@@ -132,6 +132,15 @@ def read_run(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InvalidDataError(f"{path / RUN_FILE} cannot be read: {error}. {_START_AGAIN}") from error
     return settings
+
+
+def _with_defaults(settings: dict[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
+    """A run's settings with the fields that have come since it began, at their defaults."""
+    try:
+        filled: dict[str, Any] = json.loads(to_json(from_dict(kind, settings)))
+    except InvalidConfigError:
+        return settings
+    return filled
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -22,7 +22,7 @@ from iwm.pretraining.masks import draw_masks
 from iwm.pretraining.recipes import RECIPES, find_recipe
 from iwm.pretraining.task import PretrainTask
 from iwm.training.config import OptimConfig
-from iwm.training.optimizer import adamw
+from iwm.training.optimizer import make_optimizer
 
 KEYS = [(0, 0), (3, 5)]
 LAYOUTS = ["append", "inplace"]
@@ -129,7 +129,7 @@ def test_parameters_and_bytes_are_those_of_the_built_run_after_a_step(positions,
     encoder = replace(config.model.encoder, positions=positions)
     config = config.replace(model=config.model.replace(encoder=encoder))
     task = PretrainTask(config)
-    optimizer = adamw(task.trained(), OptimConfig())
+    optimizer = make_optimizer(task.trained(), OptimConfig())
     task(_crops(), 0, KEYS)[0].backward()
     optimizer.step()
     e = estimate(config)

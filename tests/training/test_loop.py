@@ -357,6 +357,31 @@ def test_monitoring_falls_on_its_steps_and_goes_into_the_next_line(start, change
         assert torch.equal(task.monitored[-1][-1], task.layer.weight)
 
 
+class Satisfied(Watched):
+    """Has had enough when it is monitored at step 6."""
+
+    finished = False
+
+    def monitor(self, crops, step, keys):
+        self.finished = step >= 6
+        return super().monitor(crops, step, keys)
+
+
+def test_a_task_that_is_finished_ends_the_run_early_as_if_it_were_the_last_step(start):
+    exported = []
+    done, folder = start(
+        Satisfied(), monitor_every=3, log_every=4, export=lambda done, seconds: exported.append(done)
+    )
+    assert done
+    assert exported == [4, 6]
+    assert [record["step"] for record in _metrics(folder)] == [4, 6]
+    assert folder.load_state()["step"] == 6
+    again = Satisfied()
+    again.finished = True  # As a task that keeps it in its state would find.
+    assert start(again, resume=True, monitor_every=3, log_every=4)[0]
+    assert again.seen == []
+
+
 @pytest.mark.parametrize(
     ("step", "words"), [(2, "There is no checkpoint yet"), (6, r"The checkpoint of step 4 in .*run is good")]
 )
