@@ -12,7 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from iwm.errors import InvalidConfigError, quoted
+from iwm.counting import count_adapter, count_encoder, count_predictor
+from iwm.errors import InvalidConfigError, UnknownTaskError, nearest, quoted
 from iwm.fields import Json, from_dict, require, require_choice, to_json
 
 FORMAT = 1
@@ -22,6 +23,11 @@ Positions = Literal["sincos", "learned"]
 Layout = Literal["append", "inplace"]
 Conditioning = Literal["feature", "sequence", "adaln", "none"]
 ActionEncoding = Literal["pair", "difference"]
+TaskKind = Literal["classification", "segmentation"]
+Head = Literal["linear", "attentive", "upernet"]
+Reads = Literal["encoder", "predictor"]
+Output = Literal["all", "token"]
+Tuned = Literal["", "encoder", "all"]
 
 VECTOR_SIZE: dict[ActionEncoding, int] = {"pair": 14, "difference": 10}
 """Length A of an action vector, by encoding."""
@@ -31,6 +37,12 @@ MAX_PARAMETERS = 10_000_000_000
 MAX_DEPTH = 1024
 MAX_GRID = 256
 """Patches along one side of an image."""
+MAX_LABELS = 100_000
+MAX_TASKS = 64
+"""Of one adapter."""
+MAX_ADAPTERS = 32
+TASK_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+"""Of tasks and adapters: part of a file's name, the same file on every system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +216,90 @@ class PreprocessConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One labelled task and the head that solves it.
+
+    Attributes:
+        kind: `classification` of an image, or `segmentation` of its pixels.
+        labels: names of the classes, in the order of the head's outputs.
+        head: `linear` on pooled tokens; `attentive`, one learned query over all tokens
+            [App. A.2]; `upernet`, for segmentation.
+        batch_norm: whether pooled tokens are batch-normalised, without affine parameters, before
+            the linear head.
+    """
+
+    kind: TaskKind
+    labels: tuple[str, ...]
+    head: Head
+    batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice("task.kind", self.kind, TaskKind)
+        require_choice("task.head", self.head, Head)
+        count = len(self.labels)
+        require(2 <= count <= MAX_LABELS, f"A task has {count} labels; it needs 2 to {MAX_LABELS}.")
+        for label in self.labels:
+            require(
+                0 < len(label) <= 200 and label.isprintable(),
+                f"A label is {quoted(repr(label))}; use one line of text, 200 characters at most.",
+            )
+        require(
+            (self.head == "upernet") == (self.kind == "segmentation"),
+            f'A {self.kind} task has a head "{self.head}"; use '
+            f"{'upernet' if self.kind == 'segmentation' else 'linear or attentive'}.",
+        )
+        require(
+            not self.batch_norm or self.head == "linear", "batch_norm goes with a linear head; leave it out."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What was finetuned for one or several tasks on a frozen encoder [sections 5.1, 5.2].
+
+    Attributes:
+        tasks: by name; of several, each has a learned token in the predictor's sequence.
+        space: fingerprint of the encoder it was trained on, as in `WorldModel.space`.
+        reads: whether the heads read the encoder's tokens or a predictor's.
+        predictor: of the adapter's own, finetuned one; None is the model's.
+        output: whether the predictor predicts the whole image, or one token alone, which is
+            cheaper [table 3].
+        license: of the adapter's weights, which its data may restrict.
+        recipe, provenance, metrics: as in `WorldModelConfig`; metrics go by the task's name.
+    """
+
+    tasks: dict[str, TaskConfig]
+    space: str
+    reads: Reads = "predictor"
+    predictor: PredictorConfig | None = None
+    output: Output = "all"
+    license: str = "unspecified"
+    recipe: Json = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict)
+    metrics: Json = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_choice("adapter.reads", self.reads, Reads)
+        require_choice("adapter.output", self.output, Output)
+        count = len(self.tasks)
+        require(1 <= count <= MAX_TASKS, f"An adapter has {count} tasks; it needs 1 to {MAX_TASKS}.")
+        for name in self.tasks:
+            _require_task_name("A task", name)
+        require(
+            re.fullmatch("[0-9a-f]{16}", self.space) is not None,
+            f'adapter.space is "{quoted(self.space)}"; it must be the `space` of a model.',
+        )
+        _require_license(self.license)
+        if self.reads == "encoder":
+            require(self.predictor is None, 'An adapter that reads "encoder" has no use for a predictor.')
+            require(self.output == "all", 'An adapter that reads "encoder" has output "all".')
+        require(
+            self.output == "all" or all(t.kind != "segmentation" for t in self.tasks.values()),
+            'Segmentation needs tokens everywhere; use output "all".',
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
     """Everything `config.json` of a checkpoint says about a model.
 
@@ -214,6 +310,8 @@ class WorldModelConfig:
         recipe: the training configuration and the command that ran it, as plain JSON.
         provenance: data, steps, wall time and machine, as plain JSON.
         metrics: measured scores, each with the command that gives it, as plain JSON.
+        adapters: what was finetuned for tasks, by name; no task has two.
+        tuned: what was finetuned of the model itself; its world model no longer fits then.
         format: version of this file's layout.
     """
 
@@ -226,6 +324,8 @@ class WorldModelConfig:
     recipe: Json = field(default_factory=dict)
     provenance: Json = field(default_factory=dict)
     metrics: Json = field(default_factory=dict)
+    adapters: dict[str, AdapterConfig] = field(default_factory=dict)
+    tuned: Tuned = ""
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -238,15 +338,9 @@ class WorldModelConfig:
             re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", self.name, re.ASCII) is not None,
             f"name is {quoted(repr(self.name))}; use letters, digits, dots and dashes: it must not be a path.",
         )
-        require(
-            self.license.isprintable() and len(self.license) <= 1000,
-            f"license is {quoted(repr(self.license))}; use one line of text.",
-        )
-        require(
-            self.predictor.width % self.encoder.heads == 0,
-            f"predictor.width {self.predictor.width} must be divisible by encoder.heads "
-            f"({self.encoder.heads}): both use the same number of heads.",
-        )
+        _require_license(self.license)
+        require_choice("tuned", self.tuned, Tuned)
+        self._require_same_heads(self.predictor)
         require(
             self.preprocess.size % self.encoder.patch_size == 0,
             f"preprocess.size {self.preprocess.size} is not divisible by encoder.patch_size "
@@ -254,20 +348,70 @@ class WorldModelConfig:
         )
         side = self.preprocess.size // self.encoder.patch_size
         require(side <= MAX_GRID, f"preprocess.size makes {side} patches a side; use {MAX_GRID} at most.")
+        self._check_adapters()
+        total = self.parameters + sum(map(self.adapter_parameters, self.adapters))
         require(
-            self.parameters <= MAX_PARAMETERS,
-            f"The config asks for {self.parameters:,} parameters; {MAX_PARAMETERS:,} are allowed.",
+            total <= MAX_PARAMETERS,
+            f"The config asks for {total:,} parameters; {MAX_PARAMETERS:,} are allowed.",
+        )
+
+    def _check_adapters(self) -> None:
+        count = len(self.adapters)
+        require(count <= MAX_ADAPTERS, f"A model has {count} adapters; {MAX_ADAPTERS} are allowed.")
+        homes: dict[str, str] = {}
+        for name, adapter in self.adapters.items():
+            _require_task_name("An adapter", name)
+            if adapter.predictor:
+                self._require_same_heads(adapter.predictor)
+            for task in adapter.tasks:
+                other = homes.setdefault(task, name)
+                require(
+                    other == name, f'Adapters "{other}" and "{name}" both have a task "{task}"; rename one.'
+                )
+
+    def _require_same_heads(self, predictor: PredictorConfig) -> None:
+        require(
+            predictor.width % self.encoder.heads == 0,
+            f"predictor.width {predictor.width} must be divisible by encoder.heads "
+            f"({self.encoder.heads}): both use the same number of heads.",
         )
 
     @property
     def counts(self) -> tuple[int, int]:
         """Parameters of the encoder and of the predictor, counted without building them."""
-        return _count_encoder(self.encoder), _count_predictor(self)
+        return count_encoder(self.encoder), count_predictor(
+            self.predictor, self.encoder.width, VECTOR_SIZE[self.actions.encoding]
+        )
 
     @property
     def parameters(self) -> int:
-        """Parameters of encoder and predictor together; heads have their own."""
+        """Parameters of encoder and predictor together; adapters have their own."""
         return sum(self.counts)
+
+    def adapter_parameters(self, name: str) -> int:
+        """Parameters of an adapter's own: its predictor, tokens and heads."""
+        return count_adapter(self.adapters[name], self, VECTOR_SIZE[self.actions.encoding])
+
+    @property
+    def tasks(self) -> dict[str, TaskConfig]:
+        """Every task of every adapter, by name."""
+        return {name: task for adapter in self.adapters.values() for name, task in adapter.tasks.items()}
+
+    def adapter_of(self, task: str) -> str:
+        """Name of the adapter that has a task.
+
+        Raises:
+            UnknownTaskError: none has; the tasks there are, or the nearest, are in the message.
+        """
+        for name, adapter in self.adapters.items():
+            if task in adapter.tasks:
+                return name
+        if not self.adapters:
+            raise UnknownTaskError(
+                f'{self.name} has no task "{quoted(task)}": it comes without heads. Train one with '
+                "`iwm finetune`."
+            )
+        raise UnknownTaskError(f'{self.name} has no task "{quoted(task)}".{nearest(task, self.tasks)}')
 
     def replace(self, **changes: Any) -> "WorldModelConfig":
         """A copy with some fields changed."""
@@ -305,28 +449,15 @@ class WorldModelConfig:
             raise InvalidConfigError("config.json is nested too deeply.") from error
 
 
-def _count_encoder(e: EncoderConfig) -> int:
-    positions = e.grid**2 * e.width if e.positions == "learned" else 0
-    return e.depth * _block(e.width, e.mlp_ratio) + 3 * e.patch_size**2 * e.width + e.width + positions
+def _require_license(text: str) -> None:
+    require(
+        text.isprintable() and len(text) <= 1000,
+        f"license is {quoted(repr(text))}; use one line of text.",
+    )
 
 
-def _count_predictor(config: WorldModelConfig) -> int:
-    p, width = config.predictor, config.predictor.width
-    action = VECTOR_SIZE[config.actions.encoding]
-    total = 2 * config.encoder.width * width + width + config.encoder.width  # Linear in and out.
-    total += width + 2 * width  # Mask token, final norm.
-    block = _block(width, p.mlp_ratio)
-    if p.conditioning == "feature":
-        total += (width + action) * width + 2 * width**2 + 3 * width
-    elif p.conditioning == "sequence":
-        total += 2 * action * width
-    elif p.conditioning == "adaln":
-        total += action * width + width**2 + 2 * width
-        block += 6 * width**2 + 6 * width - 4 * width  # Modulation; its norms have no weights.
-    return total + p.depth * block
-
-
-def _block(width: int, mlp_ratio: float) -> int:
-    """Attention, MLP and two norms."""
-    hidden = int(width * mlp_ratio)
-    return 4 * width**2 + 4 * width + 2 * width * hidden + hidden + width + 4 * width
+def _require_task_name(what: str, name: str) -> None:
+    require(
+        re.fullmatch(TASK_NAME, name) is not None,
+        f"{what} is called {quoted(repr(name))}; use up to 64 small letters, digits, dashes and underscores.",
+    )

@@ -7,7 +7,8 @@ checked, and messages stay short and printable.
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 from iwm.errors import InvalidConfigError, nearest, quoted
 
@@ -71,9 +72,20 @@ def check_names(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> No
         if key not in known:
             names = [prefix + name for name in known]
             name = quoted(prefix + key)
-            raise InvalidConfigError(f'No field "{name}".{nearest(name, names)}')
-        kind = known[key].type
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            if not isinstance(value, Mapping):
-                raise InvalidConfigError(f"{prefix}{key} must hold fields, not {quoted(repr(value))}.")
-            check_names(kind, value, f"{prefix}{key}.")
+            raise InvalidConfigError(f'No field "{name}".{quoted(nearest(name, names), 300)}')
+        _check_names_inside(known[key].type, value, prefix + key)
+
+
+def _check_names_inside(kind: Any, value: Any, path: str) -> None:
+    """Where a field holds a configuration, perhaps one, or some by name."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise InvalidConfigError(f"{path} must hold fields, not {quoted(repr(value))}.")
+        check_names(kind, value, f"{path}.")
+    elif isinstance(kind, UnionType) and value is not None:
+        for part in get_args(kind):
+            if dataclasses.is_dataclass(part):
+                _check_names_inside(part, value, path)
+    elif get_origin(kind) is dict and isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_names_inside(get_args(kind)[1], item, f"{path}.{quoted(key, 40)}")
