@@ -29,7 +29,7 @@ from iwm.checkpoint import (
 from iwm.config import WorldModelConfig
 from iwm.device import resolve_device
 from iwm.downloads import verified_folder
-from iwm.encoder import Encoder, normalize_tokens
+from iwm.encoder import Encoder, init_weights, normalize_tokens
 from iwm.errors import (
     IncompatibleLatentError,
     InvalidActionError,
@@ -332,15 +332,3 @@ def check_choices(branch: str, dtype: object) -> None:
         raise InvalidConfigError(f'No branch is called "{branch}".{nearest(str(branch), get_args(Branch))}')
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InvalidConfigError(f"dtype is {dtype!r}; use torch.float32, torch.float16 or torch.bfloat16.")
-
-
-def init_weights(model: nn.Module) -> None:
-    """Truncated normal of deviation 0.02 for weights and the mask token, zero biases."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for name, parameter in model.named_parameters():
-        if name.endswith("_token"):
-            nn.init.trunc_normal_(parameter, std=0.02)
