@@ -54,11 +54,12 @@ def save_model(
         write_tensors(folder / STUDENT_FILE, _half(student.state_dict()))
     else:
         remove(folder / STUDENT_FILE)  # It would belong to another model.
-    for path in folder.glob(TASK_FILES):
-        remove(path)
     for name, adapter in (adapters or {}).items():
         _write_adapter(folder / task_file(name), adapter)
     write_text(folder / CONFIG_FILE, config.to_json())
+    for path in folder.glob(TASK_FILES):
+        if path.name not in map(task_file, adapters or {}):
+            remove(path)
 
 
 def save_adapter(folder: Path, config: WorldModelConfig, name: str, adapter: nn.Module) -> None:
