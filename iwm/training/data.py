@@ -93,7 +93,19 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def cropped(image: Path | bytes, key: SampleKey, size: int, config: RunConfig, name: str = "image") -> Tensor:
-    """A random crop `[3, size, size]` uint8 of an image file, flipped or not.
+    """A random crop `[3, size, size]` uint8 of an image file, flipped or not; see `cropped_image`."""
+    return as_bytes(cropped_image(image, key, size, config, name))
+
+
+def as_bytes(image: Image.Image) -> Tensor:
+    """An RGB image as `[3, H, W]` uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def cropped_image(
+    image: Path | bytes, key: SampleKey, size: int, config: RunConfig, name: str = "image"
+) -> Image.Image:
+    """A random crop of an image file, `size` pixels a side, flipped or not.
 
     A large JPEG is decoded at a half, quarter or eighth of its size, where the smallest crop
     still has all the pixels it needs.
@@ -108,7 +120,7 @@ def cropped(image: Path | bytes, key: SampleKey, size: int, config: RunConfig, n
     crop = decoded.resize((size, size), Image.Resampling.BILINEAR, box=box)
     if rng.random() < config.data.flip:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+    return crop
 
 
 def check_readable(paths: list[Path]) -> None:

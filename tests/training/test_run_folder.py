@@ -87,7 +87,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_of_newer_fields(u
         del settings["optim"][name]
     (used / "run.json").write_text(json.dumps(settings))
     assert RunFolder(used, RunConfig(), resume=False).has_state
-    with pytest.raises(InvalidConfigError, match="optim.schedule was 'cosine', now 'linear'"):
+    with pytest.raises(InvalidConfigError, match=r"optim\.schedule was 'cosine', now 'linear'"):
         RunFolder(used, RunConfig(optim=OptimConfig(schedule="linear")), resume=False)
 
 
