@@ -58,11 +58,11 @@ class Adapter(nn.Module):
         self.output_token = nn.Parameter(torch.zeros(width)) if config.output == "token" else None
         shared = config.reads == "predictor" and len(config.tasks) > 1
         self.task_tokens = nn.ParameterDict(
-            {_key(name): nn.Parameter(torch.zeros(width)) for name in config.tasks if shared}
+            {module_key(name): nn.Parameter(torch.zeros(width)) for name in config.tasks if shared}
         )
         self.heads = nn.ModuleDict(
             {
-                _key(name): make_head(task, read_width(config, task, model), model.encoder.heads)
+                module_key(name): make_head(task, read_width(config, task, model), model.encoder.heads)
                 for name, task in config.tasks.items()
             }
         )
@@ -72,7 +72,7 @@ class Adapter(nn.Module):
 
     def head(self, task: str) -> nn.Module:
         """The head of a task."""
-        return self.heads[_key(task)]
+        return self.heads[module_key(task)]
 
     def encode(self, encoder: Encoder, images: Tensor, task: str) -> Tensor | list[Tensor]:
         """What `forward` takes for a task, from `[B, 3, H, W]` in [0, 1]: tokens, or four blocks' tokens."""
@@ -109,7 +109,7 @@ class Adapter(nn.Module):
         predictor = self.predictor or model.predictor
         if action is None:
             action = self.null_action(tokens)
-        extra = self._token(self.task_tokens[_key(task)], tokens) if self.task_tokens else None
+        extra = self._token(self.task_tokens[module_key(task)], tokens) if self.task_tokens else None
         if dense:
             logits = head(predictor.features(tokens, action, grid, extra=extra), grid)
         else:
@@ -126,6 +126,6 @@ class Adapter(nn.Module):
         return token.expand(len(tokens), 1, -1)
 
 
-def _key(task: str) -> str:
-    """A task may be called what modules call their own attributes, e.g. `train`."""
-    return f"task-{task}"
+def module_key(name: str) -> str:
+    """Where a module keeps what belongs to a name, which may be one of its attributes, e.g. `train`."""
+    return f"task-{name}"

@@ -49,7 +49,8 @@ def save_model(
 ) -> None:
     """Write a model folder; the config comes last, so that a folder that has one is whole."""
     remove(receipt_path(folder))  # It speaks of what was downloaded here.
-    write_tensors(folder / WEIGHTS_FILE, _half(model.state_dict()))
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("adapters.")}
+    write_tensors(folder / WEIGHTS_FILE, _half(state))
     if student is not None:
         write_tensors(folder / STUDENT_FILE, _half(student.state_dict()))
     else:
@@ -117,15 +118,12 @@ def read_config(folder: Path) -> WorldModelConfig:
         raise InvalidConfigError(f"{path}: {error}") from error
 
 
-def max_weight_bytes(config: WorldModelConfig) -> int:
-    """The largest weights file that can belong to a config: float64, and a header."""
-    return 8 * config.parameters + (1 << 20)
-
-
-def max_adapter_bytes(config: WorldModelConfig, name: str) -> int:
-    """The largest file that can belong to an adapter of a config."""
-    adapter = config.adapters[name]
-    values = config.adapter_parameters(name) + count_statistics(adapter, config)
+def max_weight_bytes(config: WorldModelConfig, file: str = WEIGHTS_FILE) -> int:
+    """The largest file of weights that can belong to a config: float64, and a header."""
+    values = config.parameters
+    for name, adapter in config.adapters.items():
+        if file == task_file(name):
+            values = config.adapter_parameters(name) + count_statistics(adapter, config)
     return 8 * values + (1 << 20)
 
 

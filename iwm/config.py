@@ -408,10 +408,10 @@ class WorldModelConfig:
                 return name
         if not self.adapters:
             raise UnknownTaskError(
-                f'{self.name} has no task "{quoted(task)}": it comes without heads. Train one with '
-                "`iwm finetune`."
+                f'"{self.name}" has no task "{quoted(task)}": it comes without heads. Leave task out, or '
+                "train one with `iwm finetune`."
             )
-        raise UnknownTaskError(f'{self.name} has no task "{quoted(task)}".{nearest(task, self.tasks)}')
+        raise UnknownTaskError(f'"{self.name}" has no task "{quoted(task)}".{nearest(task, self.tasks)}')
 
     def replace(self, **changes: Any) -> "WorldModelConfig":
         """A copy with some fields changed."""

@@ -56,7 +56,7 @@ class AttentiveHead(nn.Module):
         """`[B, N, D]` to `[B, K]`."""
         batch, count, width = tokens.shape
         query = F.layer_norm(self.query_token, (width,), eps=NORM_EPS)
-        pairs = self.keys_values(self.norm(tokens)).view(batch, count, 2, self.heads, -1)
+        pairs = self.keys_values(self.norm(tokens)).view(batch, count, 2, self.heads, width // self.heads)
         keys, values = pairs.permute(2, 0, 3, 1, 4)  # Each [B, heads, N, D / heads].
         asked = query.to(keys.dtype).view(1, self.heads, 1, -1).expand(batch, -1, -1, -1)
         gathered = F.scaled_dot_product_attention(asked, keys, values).reshape(batch, width)

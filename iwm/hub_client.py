@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from iwm.config import TASK_NAME
 from iwm.errors import InvalidConfigError, IWMError, UnknownModelError, WeightsUnavailableError, quoted
 from iwm.integrity import Digest, Verify
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-KNOWN_FILES = re.compile(
-    r"config\.json|(model|student|task-[a-z0-9][a-z0-9_-]{0,63})\.safetensors|README\.md|LICENSE"
-)
+KNOWN_FILES = re.compile(rf"config\.json|(model|student|task-{TASK_NAME})\.safetensors|README\.md|LICENSE")
 """All that is ever fetched from a repository; nothing among it can hold code."""
 
 REQUEST_SECONDS = 10.0

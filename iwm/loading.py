@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from iwm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config
+from iwm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config, task_file
 from iwm.config import WorldModelConfig
 from iwm.device import resolve_device
-from iwm.downloads import copy_files, local_files, verified_folder
+from iwm.downloads import Source, copy_files, local_files, open_source
 from iwm.errors import (
     InvalidConfigError,
     UnknownModelError,
@@ -63,7 +63,8 @@ def load(
             `hf-hub:` before it where a folder has the same name.
         pretrained: False builds the architecture with random weights; of a repository only the
             config is fetched, which may ask for 10^10 parameters (40 GB).
-        task: a task head to load with it.
+        task: a task whose adapter is to be loaded with it, and which `classify` and `segment`
+            take by default. Other adapters are loaded, and where need be fetched, at first use.
         device: where to put it; `auto` is CUDA where there is one.
         dtype: of the weights; None is float32.
         branch: `teacher`, the encoder inference uses by default, or `student`, the
@@ -90,17 +91,25 @@ def load(
     name = name if isinstance(name, str) else os.path.abspath(name)  # A path is never a zoo name.
     if backend != "torch":
         raise InvalidConfigError(f'No backend is called "{backend}".{nearest(backend, ["torch"])}')
-    if task is not None:
-        raise UnknownTaskError(f'"{name}" has no task "{task}": no heads are published yet. Leave task out.')
     check_choices(branch, dtype)
     check_verify(verify)
     options = HubOptions(cache_dir=cache_dir, local_files_only=local_files_only, token=token, verify=verify)
     target = resolve_device(device)
     if not pretrained:
-        model = WorldModel(read_architecture(name, revision, options))
+        if task is not None:
+            raise UnknownTaskError(f'Random weights solve no task; leave out task="{task}" or pretrained.')
+        model = WorldModel(read_architecture(name, revision, options).replace(adapters={}, tuned=""))
         return model.to(device=target, dtype=dtype or torch.float32)
-    folder = find_folder(name, files_of(branch), revision, options)
-    return WorldModel.read(folder, target, dtype, branch)
+    names = files_of(branch)
+    source = find_model(name, names if task is None else [CONFIG_FILE], revision, options)
+    if task is not None:
+        adapter = read_config(source.folder).adapter_of(task)
+        source.have([*names, task_file(adapter)])
+    model = WorldModel.read(source, target, dtype, branch)
+    if task is not None:
+        model.load_adapter(adapter)
+        model.default_task = task
+    return model
 
 
 def read_architecture(
@@ -114,15 +123,15 @@ def read_architecture(
     entry = ZOO.get(name)
     if entry and not entry.embedded:
         return entry.config
-    return read_config(find_folder(name, [CONFIG_FILE], revision, options))
+    return read_config(find_model(name, [CONFIG_FILE], revision, options).folder)
 
 
-def find_folder(
+def find_model(
     name: str,
     names: Collection[str] = (CONFIG_FILE, WEIGHTS_FILE),
     revision: str | None = None,
     options: HubOptions | None = None,
-) -> Path:
+) -> Source:
     """Where the files of a name are, verified as far as they were fetched.
 
     Args:
@@ -143,13 +152,15 @@ def find_folder(
             raise UnknownModelError(
                 f'No model, folder or repository is called "{name}".{nearest(name, ZOO)} See `iwm list`.'
             )
-        return verified_folder(name, names, revision, options)
+        return open_source(name, names, revision, options)
     if entry.hub is not None:
-        return fetch_entry(entry.hub, names, revision, options).folder
+        folder = fetch_entry(entry.hub, names, revision, options).folder
+        pinned = folder.name == entry.hub.revision
+        return Source(folder, entry.hub.repo, entry.hub.sha256 if pinned else None, options)
     if revision is not None:
         raise UnknownModelError(f'"{name}" is not on the Hub and has no revisions; leave revision out.')
     if entry.embedded:
-        return entry.folder
+        return Source(entry.folder, options=options)
     raise WeightsUnavailableError(
         f'Nobody has published weights for "{name}" yet (recipe only). Train them with '
         f'`{entry.recipe_command}` and load the result with iwm.load("DIR"), or build it with '
@@ -182,7 +193,7 @@ def download(name: str, to: Path | None = None, options: HubOptions | None = Non
     if entry and entry.hub:
         fetched = fetch_entry(entry.hub, None, None, options)
     elif entry:
-        fetched = local_files(find_folder(name), name)
+        fetched = local_files(find_model(name).folder, name)
     elif parsed:
         fetched = fetch(parsed.repo, parsed.revision, options=options)
     else:

@@ -12,12 +12,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from iwm.actions import Action, encode_photometry, stack_actions
+from iwm.adapter import Adapter, module_key
 from iwm.checkpoint import (
     CONFIG_FILE,
     STUDENT_FILE,
@@ -28,20 +29,22 @@ from iwm.checkpoint import (
 )
 from iwm.config import WorldModelConfig
 from iwm.device import resolve_device
-from iwm.downloads import verified_folder
+from iwm.downloads import Source, open_source
 from iwm.encoder import Encoder, init_weights, normalize_tokens
 from iwm.errors import (
     IncompatibleLatentError,
     InvalidActionError,
     InvalidConfigError,
+    UnknownTaskError,
     WeightsUnavailableError,
     nearest,
 )
 from iwm.hub_client import HubOptions
-from iwm.images import ImageLike, Images, Preprocess, batched, count, iterate
+from iwm.images import ImageLike, Images, Preprocess, batched, count, is_single, iterate
 from iwm.integrity import Verify
 from iwm.latent import Latent
 from iwm.predictor import Predictor
+from iwm.tasks import Classification, check_space, classify, find_task, read_adapter, segment
 
 if TYPE_CHECKING:
     from iwm.publishing import Published
@@ -66,8 +69,10 @@ class WorldModel(nn.Module):
         config: the `WorldModelConfig`.
         encoder: images in [0, 1] to tokens.
         predictor: tokens and action vectors to predicted tokens.
-        heads: task heads by name.
+        adapters: those that are loaded; see `heads`.
+        default_task: what `classify` and `segment` take when no task is named, if it is of their kind.
         preprocess: any image to the model's input; `.size` is its side in pixels.
+        source: where its files came from, for adapters that are not loaded yet; or None.
     """
 
     def __init__(self, config: WorldModelConfig) -> None:
@@ -75,8 +80,10 @@ class WorldModel(nn.Module):
         self.config = config
         self.encoder = Encoder(config.encoder, config.preprocess)
         self.predictor = Predictor(config)
-        self.heads = nn.ModuleDict()
+        self.adapters = nn.ModuleDict()
+        self.default_task: str | None = None
         self.preprocess = Preprocess(config.preprocess)
+        self.source: Source | None = None
         self._space: tuple[tuple[tuple[int, int], ...], str] | None = None
         init_weights(self)
         self.eval()
@@ -124,19 +131,17 @@ class WorldModel(nn.Module):
             Predicted latents, in the same space, normalised like encodings.
 
         Raises:
-            InvalidActionError: numbers that do not pair up, or something that is no action.
+            InvalidActionError: numbers that do not pair up, something that is no action, or a model
+                that was finetuned as a whole.
             IncompatibleLatentError: a latent of another encoder.
         """
+        self._check_can_act()
         if not isinstance(latent, Latent):
             raise IncompatibleLatentError(
                 f"Expected iwm.Latent, got {type(latent).__name__}; write model.encode(image), or "
                 "model.predict(image, action)."
             )
-        if latent.space != self.space:
-            raise IncompatibleLatentError(
-                f"The latent was made by another encoder (space {latent.space}, this model's is "
-                f"{self.space}); encode the image with this model."
-            )
+        self._check_space(latent)
         if isinstance(action, Action):
             actions = [action] * len(latent)
         elif isinstance(action, Iterable):
@@ -166,7 +171,119 @@ class WorldModel(nn.Module):
 
     def predict(self, images: Images, action: Action | Sequence[Action]) -> Latent:
         """Encode and act: `apply_action(encode(images), action)`."""
+        self._check_can_act()
         return self.apply_action(self.encode(images), action)
+
+    @torch.no_grad()
+    def classify(
+        self,
+        images: Images | Latent,
+        task: str | None = None,
+        topk: int = 5,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Classification:
+        """Name what images show.
+
+        Args:
+            images: as for `encode`; or latents, so that one encoder pass serves several tasks.
+            task: of classification; None is the one `iwm.load` was given, or the only one.
+            topk: classes an image; all where the task has fewer.
+            batch_size: images at a time.
+            progress: show a progress bar over images.
+
+        Returns:
+            `Classification`: for each image `topk` labels, likeliest first, and `[B, topk]`
+            probabilities. Printable.
+
+        Raises:
+            UnknownTaskError: no such task, or none named where there are several.
+            InvalidImageError: an image cannot be read.
+            IncompatibleLatentError: latents of another encoder, or none.
+            IncompatibleWeightsError: the task's adapter belongs to another encoder.
+            WeightsUnavailableError: the adapter's file cannot be had.
+            InvalidConfigError: `topk` or `batch_size` less than 1.
+        """
+        name = find_task(self.config, task, self.default_task, "classification")
+        for option, value in (("topk", topk), ("batch_size", batch_size)):
+            if value < 1:
+                raise InvalidConfigError(f"{option} is {value}; it must be at least 1.")
+        if isinstance(images, Latent):
+            self._check_space(images)
+            if not len(images):
+                raise IncompatibleLatentError("No latents were given; pass at least one.")
+            parts = (images.tokens[i : i + batch_size] for i in range(0, len(images), batch_size))
+            return classify(self, ((part.to(self._like), images.grid) for part in parts), name, topk)
+        encoded = self._encode_batches(images, batch_size, progress)
+        return classify(self, ((part, self._grid) for part in encoded), name, topk)
+
+    @torch.no_grad()
+    def segment(self, image: Images, task: str | None = None) -> Tensor | list[Tensor]:
+        """Class of every pixel.
+
+        The image is not cropped. It is resized to the nearest multiples of the patch size, and to
+        four times the model's input at most; scores are resized to its own size bilinearly.
+
+        Args:
+            image: as for `encode`.
+            task: of segmentation; None is the one `iwm.load` was given, or the only one.
+
+        Returns:
+            Indices into `labels(task)`, `[H, W]` int64, at the image's own size; a list of them
+            for several images. On the model's device.
+
+        Raises:
+            As `classify`.
+        """
+        name = find_task(self.config, task, self.default_task, "segmentation")
+        maps = [segment(self, one, name) for one in iterate(image)]
+        return maps[0] if is_single(image) else maps
+
+    def labels(self, task: str | None = None) -> tuple[str, ...]:
+        """Names of a task's classes, in the order of its outputs; None as for `classify`.
+
+        Raises:
+            UnknownTaskError: no such task, or none named where there are several.
+        """
+        return self.config.tasks[find_task(self.config, task, self.default_task)].labels
+
+    @property
+    def heads(self) -> dict[str, Adapter]:
+        """Adapters that are loaded, by name; `.config.adapters` has all there are."""
+        keys = {name: module_key(name) for name in self.config.adapters}
+        return {name: cast(Adapter, self.adapters[key]) for name, key in keys.items() if key in self.adapters}
+
+    def load_adapter(self, name: str) -> Adapter:
+        """An adapter that the config describes; read from where the model came from, the first time.
+
+        Raises:
+            UnknownTaskError: no such adapter.
+            WeightsUnavailableError: its file cannot be had.
+            IntegrityError: its file is not what was published.
+            IncompatibleWeightsError: it belongs to another encoder, or does not fit its config.
+        """
+        if name not in self.config.adapters:
+            raise UnknownTaskError(
+                f'"{self.config.name}" has no adapter "{name}".{nearest(name, self.config.adapters)}'
+            )
+        if name not in self.heads:
+            self.adapters[module_key(name)] = self._placed(read_adapter(self, name))
+        return self.heads[name]
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """Give the model an adapter, or another in its place; `save_pretrained` stores it.
+
+        Args:
+            name: small letters, digits, dashes and underscores.
+            adapter: made for this model's config; moved to its device, put into eval mode.
+
+        Raises:
+            IncompatibleWeightsError: it was trained on another encoder.
+            InvalidConfigError: a name that cannot be a file's, or a task that another adapter has.
+        """
+        check_space(adapter.config, name, self)
+        self.config = self.config.replace(adapters=self.config.adapters | {name: adapter.config})
+        self.adapters[module_key(name)] = self._placed(adapter)
 
     def encode_photometry(self, params: Tensor) -> Tensor:
         """Action vectors as this model reads them; differentiable.
@@ -214,12 +331,15 @@ class WorldModel(nn.Module):
         return moved  # type: ignore[no-any-return]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` (float16) into a folder.
+        """Write `config.json`, `model.safetensors` (float16) and all adapters into a folder.
 
         Raises:
             SaveError: the folder cannot be written; what was there before is untouched.
+            WeightsUnavailableError, IncompatibleWeightsError: an adapter that was not loaded yet
+                cannot be; nothing is written.
         """
-        save_model(Path(folder), self.config, self)
+        adapters = {name: self.load_adapter(name) for name in self.config.adapters}
+        save_model(Path(folder), self.config, self, adapters=adapters)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | None = None, message: str | None = None
@@ -278,18 +398,19 @@ class WorldModel(nn.Module):
             cache_dir=cache_dir, local_files_only=local_files_only, token=token, verify=verify
         )
         check_choices(branch, dtype)
-        folder = verified_folder(path_or_repo, files_of(branch), revision, options)
-        return cls.read(folder, device, dtype, branch)
+        source = open_source(path_or_repo, files_of(branch), revision, options)
+        return cls.read(source, device, dtype, branch)
 
     @classmethod
     def read(
         cls,
-        folder: Path,
+        source: Source,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         branch: Branch = "teacher",
     ) -> WorldModel:
-        """Load a model folder as it is; errors are those of `from_pretrained`."""
+        """Load the files that are there as they are; errors are those of `from_pretrained`."""
+        folder = source.folder
         config = read_config(folder)
         kind = dtype or torch.float32
         with torch.device("meta"):
@@ -299,6 +420,7 @@ class WorldModel(nn.Module):
             if not (folder / STUDENT_FILE).is_file():
                 raise WeightsUnavailableError(f'{folder} holds no {STUDENT_FILE}; use branch="teacher".')
             load_weights(folder / STUDENT_FILE, model.encoder, model._like.dtype)
+        model.source = source
         return model.to(device=resolve_device(device), dtype=kind).eval()
 
     @property
@@ -310,6 +432,23 @@ class WorldModel(nn.Module):
     def _grid(self) -> tuple[int, int]:
         side = self.preprocess.size // self.config.encoder.patch_size
         return side, side
+
+    def _placed(self, adapter: Adapter) -> Adapter:
+        return adapter.to(device=self._like.device, dtype=self._like.dtype).eval()
+
+    def _check_space(self, latent: Latent) -> None:
+        if latent.space != self.space:
+            raise IncompatibleLatentError(
+                f"The latent was made by another encoder (space {latent.space}, this model's is "
+                f"{self.space}); encode the image with this model."
+            )
+
+    def _check_can_act(self) -> None:
+        if self.config.tuned:
+            raise InvalidActionError(
+                f'"{self.config.name}" was finetuned for {", ".join(self.config.tasks) or "a task"}, and its '
+                "world model no longer fits its latents. Load the model it was made from to apply actions."
+            )
 
     def _encode_batches(self, images: Images, batch_size: int, progress: bool) -> Iterator[Tensor]:
         stream: Iterable[ImageLike] = iterate(images)

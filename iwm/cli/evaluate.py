@@ -133,13 +133,13 @@ def _record_folder(model: str) -> Path:
     from iwm.errors import SaveError
     from iwm.hub import RepoName
     from iwm.integrity import is_fetched
-    from iwm.loading import find_folder
+    from iwm.loading import find_model
     from iwm.zoo import ZOO
 
     published = model in ZOO and ZOO[model].hub
     if published or (RepoName.parse(model) and not os.path.isdir(model)):
         raise SaveError(f"{model} is published; --record writes to a model folder of your own.")
-    folder = find_folder(model)
+    folder = find_model(model).folder
     if is_fetched(folder):
         raise SaveError(f"{folder} holds downloaded files, which must stay as they are; copy them first.")
     read_config(folder)
