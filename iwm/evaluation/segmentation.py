@@ -7,15 +7,19 @@ the masks or in the predictions: torchmetrics' `JaccardIndex(average="macro")` o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from iwm.adapter import Adapter
 from iwm.errors import InvalidDataError
-from iwm.evaluation.labelled import IGNORED
+from iwm.evaluation.labelled import IGNORED, Segmented, read_mask
+from iwm.tasks import class_map
+from iwm.world_model import WorldModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +115,30 @@ def segmentation_scores(pairs: Iterable[tuple[Tensor, Tensor]], labels: Sequence
     for predicted, true in pairs:
         confusion.add(predicted, true)
     return confusion.report(labels)
+
+
+@torch.no_grad()
+def measured(model: WorldModel, adapter: Adapter, task: str, data: Segmented) -> SegmentationReport:
+    """Scores of an adapter on images and masks, each at its own size.
+
+    Args:
+        model: what encodes them.
+        adapter: what segments them, in eval mode.
+        task: its name; classes are counted in the order of its labels.
+        data: images and masks, numbered as the task's labels.
+
+    Raises:
+        InvalidImageError: an image or mask cannot be read, or they do not fit.
+    """
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        like = model.predictor.project_in.weight
+        for path, mask in zip(data.images, data.masks, strict=True):
+            pixels, size = model.preprocess.whole(path, model.config.encoder.patch_size)
+            batch = pixels[None].to(like)
+            source = adapter.encode(model.encoder, batch, task)
+            logits = adapter(model, source, model.encoder.grid_of(batch), task)
+            true = read_mask(mask, data.numbers, (size[1], size[0]))
+            yield class_map(logits, size)[0].cpu(), torch.from_numpy(np.array(true))
+
+    return segmentation_scores(pairs(), adapter.config.tasks[task].labels)

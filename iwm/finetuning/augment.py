@@ -57,7 +57,7 @@ def seeded(*numbers: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def rand_augment(text: str, size: int, preprocess: PreprocessConfig) -> Callable[[Image.Image], Image.Image]:
-    """timm's RandAugment of a string such as `rand-m9-mstd0.5-inc1`.
+    """Timm's RandAugment of a string such as `rand-m9-mstd0.5-inc1`.
 
     Args:
         text: timm's notation.
@@ -144,20 +144,20 @@ class BatchAugment:
             torch.tensor(v, device=pixels.device).view(1, 3, 1, 1)
             for v in (self.preprocess.mean, self.preprocess.std)
         )
-        erase = RandomErasing(self.config.erasing, mode="pixel", device=str(pixels.device))
-        erased: Tensor = erase((pixels - mean) / std)  # type: ignore[no-untyped-call]
+        erase = RandomErasing(self.config.erasing, mode="pixel", device=str(pixels.device))  # type: ignore[no-untyped-call]
+        erased: Tensor = erase((pixels - mean) / std)
         return erased * std + mean
 
     def _mix(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         from timm.data.mixup import Mixup
 
-        mix = Mixup(
+        mix = Mixup(  # type: ignore[no-untyped-call]
             mixup_alpha=self.config.mixup,
             cutmix_alpha=self.config.cutmix,
             label_smoothing=self.config.label_smoothing,
             num_classes=self.classes,
         )
-        mixed: tuple[Tensor, Tensor] = mix(pixels.clone(), targets)  # type: ignore[no-untyped-call]
+        mixed: tuple[Tensor, Tensor] = mix(pixels.clone(), targets)
         return mixed
 
 

@@ -66,7 +66,9 @@ class FinetuneConfig(RunConfig):
         action: what the predictor is asked for in training: the same image (`null`), or the views
             of pretraining [table 3]. It is always `null` in use.
         branch: the encoder that is built on.
-        predictor_lr_scale, encoder_lr_scale: their shares of the learning rate.
+        predictor_lr_scale: the predictor's share of the learning rate; 0 is a tenth where it starts
+            pretrained, all of it where it starts at random [App. A.2].
+        encoder_lr_scale: the encoder's share.
         layer_decay: factor of the learning rate from a block to the one before it, over encoder
             and predictor together; the head's is 1.
         drop_path: probability that a block is skipped, of the blocks that are trained.
@@ -91,7 +93,7 @@ class FinetuneConfig(RunConfig):
     output: Output = "all"
     action: ActionKind = "null"
     branch: Branch = "teacher"
-    predictor_lr_scale: float = 1.0
+    predictor_lr_scale: float = 0.0
     encoder_lr_scale: float = 1.0
     layer_decay: float = 1.0
     drop_path: float = 0.0
@@ -111,10 +113,18 @@ class FinetuneConfig(RunConfig):
             ("action", ActionKind), ("branch", Branch),
         ):  # fmt: skip
             require_choice(name, getattr(self, name), choices)
-        for name in ("predictor_width", "predictor_depth", "cache_views", "images", "patience", "epochs"):
+        for name in (
+            "predictor_width",
+            "predictor_depth",
+            "cache_views",
+            "images",
+            "patience",
+            "epochs",
+            "predictor_lr_scale",
+        ):
             value = getattr(self, name)
             require(value >= 0, f"{name} is {value}; it must be at least 0.")
-        for name in ("predictor_lr_scale", "encoder_lr_scale", "layer_decay"):
+        for name in ("encoder_lr_scale", "layer_decay"):
             value = getattr(self, name)
             require(0 < value <= 1000, f"{name} is {value}; it must be positive.")
         require(0 <= self.drop_path < 1, f"drop_path is {self.drop_path}; it must be 0 to 1.")
@@ -166,6 +176,11 @@ class FinetuneConfig(RunConfig):
     def uses_predictor(self) -> bool:
         """Whether the head reads a predictor."""
         return self.tune in ("predictor", "all")
+
+    @property
+    def predictor_share(self) -> float:
+        """The predictor's share of the learning rate."""
+        return self.predictor_lr_scale or (0.1 if self.init == "pretrained" else 1.0)
 
     @property
     def tunes_encoder(self) -> bool:

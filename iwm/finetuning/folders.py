@@ -63,6 +63,11 @@ class Split:
         """Shows which files a number is about."""
         return file_list_hash(self.root, self.images)
 
+    @property
+    def segmented(self) -> Segmented:
+        """Images and masks alone."""
+        return Segmented(self.images, self.masks, (), self.numbers)
+
     def describe(self) -> dict[str, object]:
         """For the provenance of what was trained on it."""
         return {"folder": str(self.root), "images": len(self), "files_sha256": self.files_sha256}
@@ -168,10 +173,7 @@ def checked(split: Split, skip: bool, workers: int = 4) -> Split:
     Raises:
         InvalidDataError: some cannot be read, or masks do not fit; they are counted and named.
     """
-    if split.masks:
-        problems = misfits(Segmented(split.images, split.masks, (), split.numbers), workers)
-    else:
-        problems = unreadable(split.images, workers)
+    problems = misfits(split.segmented, workers) if split.masks else unreadable(split.images, workers)
     bad = [error for error in problems if error is not None]
     if not bad:
         return split

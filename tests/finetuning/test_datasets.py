@@ -103,5 +103,5 @@ def test_every_share_of_a_batch_is_split_evenly(make_config, processes):
 
 def test_batches_that_cannot_be_split_are_refused(make_config):
     check_shares(make_config(batch_size=12, accumulate=2), 3, 2)
-    with pytest.raises(InvalidConfigError, match="evenly between 3 tasks .* use a multiple of 6"):
+    with pytest.raises(InvalidConfigError, match=r"evenly between 3 tasks .* use a multiple of 6"):
         check_shares(make_config(batch_size=8), 3, 2)

@@ -80,10 +80,10 @@ def test_validation_labels_must_be_known_and_keep_the_training_numbers(folder, t
 
 
 def test_bad_class_folders(folder, tmp_path):
-    with pytest.raises(InvalidDataError, match="No such folder: .*missing"):
+    with pytest.raises(InvalidDataError, match=r"No such folder: .*missing"):
         read_task(str(tmp_path / "missing"))
     (folder / "empty").mkdir()
-    with pytest.raises(InvalidDataError, match="No images in .*empty"):
+    with pytest.raises(InvalidDataError, match=r"No images in .*empty"):
         read_task(str(folder))
     (folder / "empty").rmdir()
     shutil.rmtree(folder / "dog")
