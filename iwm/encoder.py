@@ -137,8 +137,9 @@ def set_drop_path(blocks: Iterable[nn.Module], rate: float) -> None:
     blocks = list(blocks)
     for number, block in enumerate(blocks):
         share = rate * number / max(len(blocks) - 1, 1)
-        block.drop_path1 = DropPath(share) if share else nn.Identity()
-        block.drop_path2 = DropPath(share) if share else nn.Identity()
+        for name in ("drop_path1", "drop_path2"):
+            path = DropPath(share) if share else nn.Identity()
+            setattr(block, name, path.train(block.training))
 
 
 def init_weights(module: nn.Module) -> None:
