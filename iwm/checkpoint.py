@@ -23,6 +23,7 @@ from iwm.integrity import file_state, receipt_path
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 STUDENT_FILE = "student.safetensors"
+DECODER_FILE = "decoder.safetensors"
 TASK_FILES = "task-*.safetensors"
 MAX_CONFIG_BYTES = 1 << 22
 """Labels take most of it: 20,000 of a taxonomy, a line each, are about 1 MB."""
@@ -46,10 +47,11 @@ def save_model(
     model: nn.Module,
     student: nn.Module | None = None,
     adapters: Mapping[str, nn.Module] | None = None,
+    decoder: nn.Module | None = None,
 ) -> None:
     """Write a model folder; the config comes last, so that a folder that has one is whole."""
     remove(receipt_path(folder))  # It speaks of what was downloaded here.
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith("adapters.")}
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith(("adapters.", "decoder."))}
     write_tensors(folder / WEIGHTS_FILE, _half(state))
     if student is not None:
         write_tensors(folder / STUDENT_FILE, _half(student.state_dict()))
@@ -57,6 +59,10 @@ def save_model(
         remove(folder / STUDENT_FILE)  # It would belong to another model.
     for name, adapter in (adapters or {}).items():
         _write_adapter(folder / task_file(name), adapter)
+    if decoder is not None:
+        write_tensors(folder / DECODER_FILE, _half(decoder.state_dict()))
+    else:
+        remove(folder / DECODER_FILE)
     write_text(folder / CONFIG_FILE, config.to_json())
     for path in folder.glob(TASK_FILES):
         if path.name not in map(task_file, adapters or {}):
@@ -74,6 +80,13 @@ def save_adapter(folder: Path, config: WorldModelConfig, name: str, adapter: nn.
     """
     remove(receipt_path(folder))
     _write_adapter(folder / task_file(name), adapter)
+    write_text(folder / CONFIG_FILE, config.to_json())
+
+
+def save_decoder(folder: Path, config: WorldModelConfig, decoder: nn.Module) -> None:
+    """Add a decoder to a model folder, or replace it; the config, which describes it, comes last."""
+    remove(receipt_path(folder))
+    write_tensors(folder / DECODER_FILE, _half(decoder.state_dict()))
     write_text(folder / CONFIG_FILE, config.to_json())
 
 
@@ -120,7 +133,7 @@ def read_config(folder: Path) -> WorldModelConfig:
 
 def max_weight_bytes(config: WorldModelConfig, file: str = WEIGHTS_FILE) -> int:
     """The largest file of weights that can belong to a config: float64, and a header."""
-    values = config.parameters
+    values = config.decoder_parameters if file == DECODER_FILE else config.parameters
     for name, adapter in config.adapters.items():
         if file == task_file(name):
             values = config.adapter_parameters(name) + count_statistics(adapter, config)

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from iwm.counting import count_adapter, count_encoder, count_predictor
+from iwm.counting import count_adapter, count_decoder, count_encoder, count_predictor
 from iwm.errors import InvalidConfigError, UnknownTaskError, nearest, quoted
 from iwm.fields import Json, from_dict, require, require_choice, to_json
 
@@ -285,10 +285,7 @@ class AdapterConfig:
         require(1 <= count <= MAX_TASKS, f"An adapter has {count} tasks; it needs 1 to {MAX_TASKS}.")
         for name in self.tasks:
             _require_task_name("A task", name)
-        require(
-            re.fullmatch("[0-9a-f]{16}", self.space) is not None,
-            f'adapter.space is "{quoted(self.space)}"; it must be the `space` of a model.',
-        )
+        _require_space("adapter.space", self.space)
         _require_license(self.license)
         if self.reads == "encoder":
             require(self.predictor is None, 'An adapter that reads "encoder" has no use for a predictor.')
@@ -297,6 +294,37 @@ class AdapterConfig:
             self.output == "all" or all(t.kind != "segmentation" for t in self.tasks.values()),
             'Segmentation needs tokens everywhere; use output "all".',
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """A decoder from latents to pixels; see `iwm.decoder`.
+
+    Attributes:
+        width, depth, heads: of its transformer blocks.
+        space: fingerprint of the encoder whose latents it reads, as in `WorldModel.space`.
+        license: of its weights.
+        recipe, provenance, metrics: as in `WorldModelConfig`.
+    """
+
+    width: int = 256
+    depth: int = 2
+    heads: int = 4
+    space: str
+    license: str = "unspecified"
+    recipe: Json = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict)
+    metrics: Json = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(1 <= self.depth <= MAX_DEPTH, f"decoder.depth is {self.depth}; use 1 to {MAX_DEPTH}.")
+        require(1 <= self.heads <= 1024, f"decoder.heads is {self.heads}; it must be 1 to 1024.")
+        require(
+            4 <= self.width <= 65536 and self.width % 4 == 0 and self.width % self.heads == 0,
+            f"decoder.width is {self.width}; it must be divisible by 4 and by decoder.heads ({self.heads}).",
+        )
+        _require_space("decoder.space", self.space)
+        _require_license(self.license)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +339,7 @@ class WorldModelConfig:
         provenance: data, steps, wall time and machine, as plain JSON.
         metrics: measured scores, each with the command that gives it, as plain JSON.
         adapters: what was finetuned for tasks, by name; no task has two.
+        decoder: from latents to pixels, if there is one.
         tuned: what was finetuned of the model itself; its world model no longer fits then.
         format: version of this file's layout.
     """
@@ -325,6 +354,7 @@ class WorldModelConfig:
     provenance: Json = field(default_factory=dict)
     metrics: Json = field(default_factory=dict)
     adapters: dict[str, AdapterConfig] = field(default_factory=dict)
+    decoder: DecoderConfig | None = None
     tuned: Tuned = ""
     format: int = FORMAT
 
@@ -349,7 +379,7 @@ class WorldModelConfig:
         side = self.preprocess.size // self.encoder.patch_size
         require(side <= MAX_GRID, f"preprocess.size makes {side} patches a side; use {MAX_GRID} at most.")
         self._check_adapters()
-        total = self.parameters + sum(map(self.adapter_parameters, self.adapters))
+        total = self.parameters + sum(map(self.adapter_parameters, self.adapters)) + self.decoder_parameters
         require(
             total <= MAX_PARAMETERS,
             f"The config asks for {total:,} parameters; {MAX_PARAMETERS:,} are allowed.",
@@ -391,6 +421,11 @@ class WorldModelConfig:
     def adapter_parameters(self, name: str) -> int:
         """Parameters of an adapter's own: its predictor, tokens and heads."""
         return count_adapter(self.adapters[name], self, VECTOR_SIZE[self.actions.encoding])
+
+    @property
+    def decoder_parameters(self) -> int:
+        """Parameters of the decoder; 0 without one."""
+        return count_decoder(self.decoder, self) if self.decoder else 0
 
     @property
     def tasks(self) -> dict[str, TaskConfig]:
@@ -447,6 +482,13 @@ class WorldModelConfig:
             return from_dict(cls, data)
         except RecursionError as error:
             raise InvalidConfigError("config.json is nested too deeply.") from error
+
+
+def _require_space(name: str, space: str) -> None:
+    require(
+        re.fullmatch("[0-9a-f]{16}", space) is not None,
+        f'{name} is "{quoted(space)}"; it must be the `space` of a model.',
+    )
 
 
 def _require_license(text: str) -> None:

@@ -8,7 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from iwm.config import AdapterConfig, EncoderConfig, PredictorConfig, TaskConfig, WorldModelConfig
+    from iwm.config import (
+        AdapterConfig,
+        DecoderConfig,
+        EncoderConfig,
+        PredictorConfig,
+        TaskConfig,
+        WorldModelConfig,
+    )
 
 
 def count_encoder(config: EncoderConfig) -> int:
@@ -83,6 +90,34 @@ def count_head(task: TaskConfig, width: int) -> int:
 def upernet_width(width: int) -> int:
     """Channels inside an UperNet head: 512 as in the original, fewer for narrow tokens."""
     return min(512, width)
+
+
+def count_decoder(config: DecoderConfig, model: WorldModelConfig) -> int:
+    """Parameters of a decoder of a model's latents."""
+    width = config.width
+    factors = decoder_factors(model.encoder.patch_size)
+    channels = decoder_channels(width, len(factors))
+    total = (model.encoder.width + 1) * width + config.depth * _block(width, 4.0) + 2 * width
+    for before, after, factor in zip(channels, channels[1:], factors, strict=True):
+        spread = after * factor**2
+        total += 9 * before * spread + spread + 9 * after**2 + after
+    return total + 9 * channels[-1] * 3 + 3
+
+
+def decoder_factors(patch_size: int) -> list[int]:
+    """How a decoder gets from patches to pixels: the prime factors of the patch, largest first."""
+    factors, rest, factor = [], patch_size, 2
+    while rest > 1:
+        while rest % factor == 0:
+            factors.append(factor)
+            rest //= factor
+        factor += 1
+    return factors[::-1]
+
+
+def decoder_channels(width: int, stages: int) -> list[int]:
+    """Channels before and after every stage: halved each time, 32 at least, or the width."""
+    return [width] + [min(width, max(32, width >> stage + 1)) for stage in range(stages)]
 
 
 def _block(width: int, mlp_ratio: float) -> int:

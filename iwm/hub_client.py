@@ -24,7 +24,9 @@ from iwm.integrity import Digest, Verify
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-KNOWN_FILES = re.compile(rf"config\.json|(model|student|task-{TASK_NAME})\.safetensors|README\.md|LICENSE")
+KNOWN_FILES = re.compile(
+    rf"config\.json|(model|student|decoder|task-{TASK_NAME})\.safetensors|README\.md|LICENSE"
+)
 """All that is ever fetched from a repository; nothing among it can hold code."""
 
 REQUEST_SECONDS = 10.0

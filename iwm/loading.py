@@ -98,7 +98,9 @@ def load(
     if not pretrained:
         if task is not None:
             raise UnknownTaskError(f'Random weights solve no task; leave out task="{task}" or pretrained.')
-        model = WorldModel(read_architecture(name, revision, options).replace(adapters={}, tuned=""))
+        model = WorldModel(
+            read_architecture(name, revision, options).replace(adapters={}, decoder=None, tuned="")
+        )
         return model.to(device=target, dtype=dtype or torch.float32)
     names = files_of(branch)
     source = find_model(name, names if task is None else [CONFIG_FILE], revision, options)

@@ -47,7 +47,7 @@ class Published:
     def __str__(self) -> str:
         e, p = self.config.encoder, self.config.predictor
         # What the checkpoint says of its training and its tasks stays in the checkpoint.
-        plain = self.config.replace(recipe={}, provenance={}, metrics={}, adapters={})
+        plain = self.config.replace(recipe={}, provenance={}, metrics={}, adapters={}, decoder=None)
         table = "".join(f"            {name!r}: {value!r},\n" for name, value in self.hub.sha256.items())
         return (
             "ZooEntry(\n"
@@ -100,6 +100,8 @@ def push(
     config = model.config
     for adapter in config.adapters:
         model.load_adapter(adapter)
+    if config.decoder:
+        model.load_decoder()
     if (folder / STUDENT_FILE).exists():
         WorldModel.from_pretrained(folder, branch="student")
     contents = _contents(folder, config, name.repo)

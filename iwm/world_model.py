@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from iwm.checkpoint import (
     save_model,
 )
 from iwm.config import WorldModelConfig
+from iwm.decoder import Decoder, check_decoder, read_decoder
 from iwm.device import resolve_device
 from iwm.downloads import Source, open_source
 from iwm.encoder import Encoder, init_weights, normalize_tokens
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 Branch = Literal["teacher", "student"]
 
+_Part = TypeVar("_Part", bound=nn.Module)
+
 _LOSSLESS = (torch.float16, torch.float32, torch.float64)
 """What stored weights can be cast to without losing what the fingerprint is made of."""
 
@@ -70,6 +73,7 @@ class WorldModel(nn.Module):
         encoder: images in [0, 1] to tokens.
         predictor: tokens and action vectors to predicted tokens.
         adapters: those that are loaded; see `heads`.
+        decoder: from latents to pixels, once it is loaded; see `decode`.
         default_task: what `classify` and `segment` take when no task is named, if it is of their kind.
         preprocess: any image to the model's input; `.size` is its side in pixels.
         source: where its files came from, for adapters that are not loaded yet; or None.
@@ -81,6 +85,7 @@ class WorldModel(nn.Module):
         self.encoder = Encoder(config.encoder, config.preprocess)
         self.predictor = Predictor(config)
         self.adapters = nn.ModuleDict()
+        self.decoder: Decoder | None = None
         self.default_task: str | None = None
         self.preprocess = Preprocess(config.preprocess)
         self.source: Source | None = None
@@ -239,6 +244,45 @@ class WorldModel(nn.Module):
         maps = [segment(self, one, name) for one in iterate(image)]
         return maps[0] if is_single(image) else maps
 
+    @torch.no_grad()
+    def decode(self, latent: Latent, batch_size: int = 64) -> Tensor:
+        """See latents: the images they stand for, as far as the decoder can tell.
+
+        The decoder is loaded, and where need be fetched, the first time.
+
+        Args:
+            latent: B latents, encoded or predicted.
+            batch_size: images decoded at a time.
+
+        Returns:
+            `[B, 3, H, W]` in [0, 1], of the model's input size.
+
+        Raises:
+            WeightsUnavailableError: the model has no decoder, or its file cannot be had.
+            IncompatibleLatentError: a latent of another encoder.
+            IncompatibleWeightsError: the decoder belongs to another encoder.
+        """
+        self._check_space(latent)
+        decoder = self.load_decoder()
+        parts = torch.split(latent.tokens.to(self._like), batch_size)
+        return torch.cat([decoder(part, latent.grid).float().clamp(0, 1) for part in parts])
+
+    def load_decoder(self) -> Decoder:
+        """The decoder; read from where the model came from, the first time. Errors are those of `decode`."""
+        if self.decoder is None:
+            self.decoder = self._placed(read_decoder(self))
+        return self.decoder
+
+    def add_decoder(self, decoder: Decoder) -> None:
+        """Give the model a decoder, or another in its place; `save_pretrained` stores it.
+
+        Raises:
+            IncompatibleWeightsError: it was trained on another encoder.
+        """
+        check_decoder(decoder.config, self)
+        self.config = self.config.replace(decoder=decoder.config)
+        self.decoder = self._placed(decoder)
+
     def labels(self, task: str | None = None) -> tuple[str, ...]:
         """Names of a task's classes, in the order of its outputs; None as for `classify`.
 
@@ -331,7 +375,7 @@ class WorldModel(nn.Module):
         return moved  # type: ignore[no-any-return]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json`, `model.safetensors` (float16) and all adapters into a folder.
+        """Write `config.json`, `model.safetensors` (float16), all adapters and the decoder into a folder.
 
         Raises:
             SaveError: the folder cannot be written; what was there before is untouched.
@@ -339,7 +383,8 @@ class WorldModel(nn.Module):
                 cannot be; nothing is written.
         """
         adapters = {name: self.load_adapter(name) for name in self.config.adapters}
-        save_model(Path(folder), self.config, self, adapters=adapters)
+        decoder = self.load_decoder() if self.config.decoder else None
+        save_model(Path(folder), self.config, self, adapters=adapters, decoder=decoder)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | None = None, message: str | None = None
@@ -433,8 +478,8 @@ class WorldModel(nn.Module):
         side = self.preprocess.size // self.config.encoder.patch_size
         return side, side
 
-    def _placed(self, adapter: Adapter) -> Adapter:
-        return adapter.to(device=self._like.device, dtype=self._like.dtype).eval()
+    def _placed(self, part: _Part) -> _Part:
+        return part.to(device=self._like.device, dtype=self._like.dtype).eval()
 
     def _check_space(self, latent: Latent) -> None:
         if latent.space != self.space:

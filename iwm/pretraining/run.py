@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from iwm.checkpoint import save_model
-from iwm.errors import InvalidConfigError
+from iwm.device import machine
 from iwm.fields import to_json
-from iwm.images import file_list_hash, list_images
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
 from iwm.pretraining.warm_start import find_donor
-from iwm.training.data import FolderSource, Source, check_readable
 from iwm.training.distributed import World, joined
 from iwm.training.execution import prefer_plain_attention, prepare_blocks
 from iwm.training.loop import train
 from iwm.training.run_folder import RunFolder, has_state, read_run
-from iwm.training.streams import StreamSource, is_stream
+from iwm.training.sources import open_data
 
 
 def pretrain(
@@ -55,7 +50,7 @@ def pretrain(
 def _pretrain(
     config: PretrainConfig, data: Sequence[str | Path], out: Path, resume: bool, command: str, world: World
 ) -> bool:
-    source, described_data = _open_data(data, config)
+    source, described_data = open_data(data, config.model.preprocess.size, config)
     device = world.device
     donor = None
     if config.init_encoder and has_state(out):
@@ -85,32 +80,12 @@ def _pretrain(
                 "steps": done,
                 "images_seen": done * config.batch_size,
                 "hours": round(seconds / 3600, 3),
-                "machine": _machine(device),
+                "machine": machine(device),
             },
         )
         save_model(out, described, task.model, task.student)
 
     return train(task, source, config, run, export, world)
-
-
-def _open_data(data: Sequence[str | Path], config: PretrainConfig) -> tuple[Source, dict[str, Any]]:
-    """What `--data` names, and what to say of it in the model's provenance."""
-    size = config.model.preprocess.size
-    streams = [str(name) for name in data if is_stream(str(name))]
-    if streams:
-        if len(data) > 1:
-            raise InvalidConfigError(f"--data takes one stream alone, not {', '.join(map(str, data))}.")
-        return StreamSource(streams[0], size, config), {"data": [{"stream": streams[0]}]}
-    by_folder = {Path(folder): list_images(Path(folder)) for folder in data}
-    paths = [path for files in by_folder.values() for path in files]
-    listings = [
-        {"folder": str(folder), "images": len(files), "files_sha256": file_list_hash(folder, files)}
-        for folder, files in by_folder.items()
-    ]
-    hashes = "".join(str(d["files_sha256"]) for d in listings)
-    listing = f"{len(paths)} images (files {hashlib.sha256(hashes.encode()).hexdigest()[:12]})"
-    check_readable(paths)
-    return FolderSource(paths, size, config, listing), {"data": listings, "images": len(paths)}
 
 
 def _adapted_before(config: PretrainConfig, out: Path) -> PretrainConfig:
@@ -120,9 +95,3 @@ def _adapted_before(config: PretrainConfig, out: Path) -> PretrainConfig:
     mean, std = (tuple(before["preprocess"][name]) for name in ("mean", "std"))
     preprocess = replace(config.model.preprocess, mean=mean, std=std)
     return config.replace(model=config.model.replace(encoder=encoder, preprocess=preprocess))
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
