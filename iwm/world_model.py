@@ -241,7 +241,7 @@ class WorldModel(nn.Module):
             As `classify`.
         """
         name = find_task(self.config, task, self.default_task, "segmentation")
-        maps = [segment(self, one, name) for one in iterate(image)]
+        maps = [segment(self, one, name) for (one,) in batched(iterate(image), 1)]
         return maps[0] if is_single(image) else maps
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from iwm.actions import SampleKey
 from iwm.display import track
+from iwm.evaluation.marginal import marginalised
 from iwm.fields import to_json
 from iwm.files import atomic_write
 from iwm.finetuning.augment import photometric
@@ -57,7 +58,9 @@ class LatentDataset(Dataset[Sample]):
         return torch.from_numpy(self.tokens[row].copy()), torch.tensor(epoch), torch.tensor(index)
 
 
-def cached_latents(model: WorldModel, paths: Sequence[Path], config: FinetuneConfig, folder: Path) -> Path:
+def cached_latents(
+    model: WorldModel, paths: Sequence[Path], config: FinetuneConfig, folder: Path, marginalise: int = 0
+) -> Path:
     """The file that holds the latents of all views of some images; made if it is not there.
 
     View v of image i is what an uncached run would train on with the key (v, i).
@@ -67,12 +70,14 @@ def cached_latents(model: WorldModel, paths: Sequence[Path], config: FinetuneCon
         paths: images.
         config: supplies crops, augmentation, seed, precision and the number of views.
         folder: of the cache.
+        marginalise: keep averages of so many predictions, see `iwm.evaluation.marginal`; 0 keeps
+            the encodings.
 
     Raises:
         SaveError: the disk is full.
         InvalidDataError: an image cannot be read.
     """
-    path = folder / f"latents-{_fingerprint(model, paths, config)}.npy"
+    path = folder / f"latents-{_fingerprint(model, paths, config, marginalise)}.npy"
     if path.is_file():
         return path
     views, count = max(config.cache_views, 1), len(paths)
@@ -90,6 +95,9 @@ def cached_latents(model: WorldModel, paths: Sequence[Path], config: FinetuneCon
         for crops, epochs, indices in track(loader, "encoding once", len(batches)):
             batch = list(zip(epochs.tolist(), indices.tolist(), strict=True))
             encoded = encode_views(model, crops.to(device), batch, config)
+            if marginalise:
+                numbers = [epoch * count + index for epoch, index in batch]
+                encoded = marginalised(model, encoded.float(), marginalise, config.seed, numbers)
             tokens[done : done + len(batch)] = encoded.to("cpu", torch.float16).numpy()
             done += len(batch)
         tokens.flush()
@@ -112,7 +120,7 @@ def encode_views(
     return tokens
 
 
-def _fingerprint(model: WorldModel, paths: Sequence[Path], config: FinetuneConfig) -> str:
+def _fingerprint(model: WorldModel, paths: Sequence[Path], config: FinetuneConfig, marginalise: int) -> str:
     data: dict[str, Any] = json.loads(to_json(config.data))
     del data["workers"]
     depends_on = {
@@ -124,7 +132,17 @@ def _fingerprint(model: WorldModel, paths: Sequence[Path], config: FinetuneConfi
         "centre": config.centre,
         "views": max(config.cache_views, 1),
         "seed": config.seed,
+        "marginalise": [marginalise, _state_of(model)] if marginalise else [],
         "precision": config.precision,
         "files": [[str(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns] for p in paths],
     }
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
+
+
+def _state_of(model: WorldModel) -> str:
+    """Fingerprint of the world model, which `space` is not about."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.predictor.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

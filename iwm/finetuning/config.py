@@ -14,6 +14,7 @@ Tune = Literal["none", "predictor", "encoder", "all"]
 Init = Literal["pretrained", "random"]
 ActionKind = Literal["null", "pretraining"]
 Branch = Literal["teacher", "student"]
+ProbeHead = Literal["linear", "attentive"]
 
 
 @dataclass(frozen=True, kw_only=True)

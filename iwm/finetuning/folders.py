@@ -143,6 +143,38 @@ def read_task(
     return TaskData(name, names, train, checked(held_out, skip_unreadable, workers))
 
 
+def read_split(
+    folder: Path,
+    names: tuple[str, ...],
+    *,
+    segmentation: bool = False,
+    labels: Path | None = None,
+    ignore: Sequence[int] = (),
+    skip_unreadable: bool = False,
+) -> Split:
+    """Labelled images to measure a task on.
+
+    Args:
+        folder: class subfolders, or `images/` and `masks/`; one with `val` in it stands for that.
+        names: labels of the task.
+        segmentation, labels, ignore, skip_unreadable: see `read_task`.
+
+    Raises:
+        InvalidDataError: as `read_task`, or labels that the task does not have.
+    """
+    _, val = _train_and_val(folder) if folder.is_dir() else (folder, None)
+    place = val or folder
+    split, own = _segmentation(place, labels, ignore) if segmentation else _classification(place)
+    if segmentation:
+        if own != names:
+            raise InvalidDataError(
+                f"{place} has the labels {', '.join(own[:5])}, the task {', '.join(names[:5])}."
+            )
+    else:
+        split = _renumbered(split, place, own, names)
+    return checked(split, skip_unreadable)
+
+
 def parse_data(data: str) -> tuple[str, Path]:
     """A task's name and folder from `NAME=FOLDER`, or the folder's own name.
 
@@ -222,7 +254,8 @@ def _renumbered(split: Split, folder: Path, own: tuple[str, ...], names: tuple[s
     unknown = [label for label in own if label not in names]
     if unknown:
         raise InvalidDataError(
-            f"{folder} has classes that the training images do not have: {', '.join(unknown[:5])}."
+            f"{folder} has classes that the task does not have: {', '.join(unknown[:5])}. It has "
+            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
         )
     return Split(split.root, split.images, [names.index(own[c]) for c in split.classes], [])
 

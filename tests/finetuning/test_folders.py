@@ -4,12 +4,11 @@ import logging
 import shutil
 
 import pytest
+from labelled_files import write_class_folder, write_segmentation_folder
 from PIL import Image
 
 from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.finetuning.folders import listing, parse_data, read_task
-
-from .conftest import write_class_folder, write_segmentation_folder
 
 
 @pytest.fixture
@@ -73,7 +72,9 @@ def test_a_subset_is_evenly_spaced_and_named_by_its_own_hash(folder):
 
 def test_validation_labels_must_be_known_and_keep_the_training_numbers(folder, tmp_path):
     write_class_folder(tmp_path / "dogs", ("dog", "aardvark"), count=2)
-    with pytest.raises(InvalidDataError, match="classes that the training images do not have: aardvark"):
+    with pytest.raises(
+        InvalidDataError, match=r"classes that the task does not have: aardvark\. It has cat, dog"
+    ):
         read_task(str(folder), tmp_path / "dogs")
     shutil.rmtree(tmp_path / "dogs" / "aardvark")
     assert read_task(str(folder), tmp_path / "dogs").val.classes == [1, 1]
