@@ -98,7 +98,7 @@ def count_decoder(config: DecoderConfig, model: WorldModelConfig) -> int:
     factors = decoder_factors(model.encoder.patch_size)
     channels = decoder_channels(width, len(factors))
     total = (model.encoder.width + 1) * width + config.depth * _block(width, 4.0) + 2 * width
-    for before, after, factor in zip(channels, channels[1:], factors, strict=True):
+    for before, after, factor in zip(channels[:-1], channels[1:], factors, strict=True):
         spread = after * factor**2
         total += 9 * before * spread + spread + 9 * after**2 + after
     return total + 9 * channels[-1] * 3 + 3

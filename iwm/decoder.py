@@ -49,7 +49,7 @@ class Decoder(nn.Module):
         channels = decoder_channels(width, len(factors))
         self.stages = nn.ModuleList(
             _Upsample(before, after, factor)
-            for before, after, factor in zip(channels, channels[1:], factors, strict=True)
+            for before, after, factor in zip(channels[:-1], channels[1:], factors, strict=True)
         )
         self.to_pixels = nn.Conv2d(channels[-1], 3, 3, padding=1)
         init_weights(self)

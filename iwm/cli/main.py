@@ -19,6 +19,7 @@ from iwm.cli import (
     finetune,
     models,
     pretrain,
+    pretrain_decoder,
     push,
     search,
 )
@@ -83,6 +84,12 @@ _add(
     "iwm finetune --data photos/ --out run --tune predictor",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )  # fmt: skip
+_add(
+    app, "pretrain-decoder", pretrain_decoder.pretrain_decoder_command,
+    "iwm pretrain-decoder --model iwm-tiny --data photos/ --out run",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)  # fmt: skip
+_add(evaluations, "decoder", evaluate.decoder_command, "iwm eval decoder --data photos/ --images 20")
 _add(evaluations, "mrr", evaluate.mrr_command, "iwm eval mrr --data photos/ --images 20 --protocol undo")
 _add(evaluations, "knn", evaluate.knn_command, "iwm eval knn --train imagenette/train --val imagenette/val")
 _add(

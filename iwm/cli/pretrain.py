@@ -73,7 +73,7 @@ def pretrain_command(
         return
     if not data or out is None:  # Only --dry-run needs neither.
         raise typer.BadParameter(f"Missing option '{'--out' if data else '--data'}'.")
-    command = shlex.join(["iwm", "pretrain", "--recipe", recipe, *_typed(data, out, overrides)])
+    command = shlex.join(["iwm", "pretrain", "--recipe", recipe, *typed(data, out, overrides)])
     done = pretrain(config, data, out, resume=resume, command=command)
     if done:
         folder = os.path.join(".", out) if str(out) in ZOO else str(out)
@@ -156,7 +156,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _typed(data: list[str], out: Path, overrides: dict[str, Any]) -> list[str]:
+def typed(data: list[str], out: Path, overrides: dict[str, Any]) -> list[str]:
     """The rest of the command line, as it can be typed again."""
     words = [word for folder in data for word in ("--data", folder)] + ["--out", str(out)]
     for name, value in overrides.items():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from iwm.fields import require
-from iwm.training.config import RunConfig
+from iwm.training.config import OptimConfig, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +26,19 @@ class DecodingConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.clean <= 1, f"clean is {self.clean}; it must be 0 to 1.")
+
+
+def decoder_recipe(model: str) -> DecodingConfig:
+    """The run behind the embedded decoder (all ours); two cores need about an hour.
+
+    Command: `iwm pretrain-decoder --model iwm-tiny --data FOLDER --out DIR`.
+    """
+    return DecodingConfig(
+        model=model,
+        steps=20_000,
+        batch_size=16,
+        monitor_every=0,
+        optim=OptimConfig(
+            lr=1e-3, lr_start=0.0, warmup=0.05, weight_decay=0.01, weight_decay_end=0.01, clip=1.0
+        ),
+    )

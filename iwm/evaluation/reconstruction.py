@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iwm.actions import Action
+from iwm.actions import CLEAN, Action, Photometry
 from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.evaluation.mrr import Distribution, draw_views
 from iwm.images import ImageLike
 from iwm.world_model import WorldModel
 
@@ -70,8 +71,8 @@ def reconstruction(
     Args:
         model: with a decoder.
         images: any number.
-        actions: random ones for each, of the strength the model was trained with; for a model whose
-            training targets had jitter alone, of jitter alone.
+        actions: random ones for each, drawn as for the mean reciprocal rank; of jitter alone for a
+            model whose training targets had no more.
         seed: of the actions.
 
     Raises:
@@ -86,15 +87,14 @@ def reconstruction(
     if not images:
         raise InvalidDataError("Nothing to decode: pass at least one image.")
     model.load_decoder()
-    strength = model.config.actions.distribution
-    if not model.config.actions.symmetric:
-        strength = strength.without_destructive()
+    drawn_from: Distribution = "full" if model.config.actions.symmetric else "jitter"
     scores: dict[str, list[tuple[float, float]]] = {
         name: [] for name in ("encoded", "predicted", "transformed", "untouched")
     }
     for index, image in enumerate(images):
         pixels = model.preprocess([image]).to(model.encoder.mean.device)
-        drawn = Action.sample(actions, strength=strength, seed=seed + index)
+        params = draw_views(model, actions, distribution=drawn_from, seed=seed, index=index)
+        drawn = [Action.between(CLEAN, Photometry.from_params(row)) for row in params]
         views = torch.cat([action.apply(pixels) for action in drawn])
         latent = model.encode(pixels)
         seen = model.decode(latent)
