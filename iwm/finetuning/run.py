@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ import torch
 from iwm.adapter import Adapter
 from iwm.checkpoint import CONFIG_FILE, read_config, save_adapter, save_model
 from iwm.config import AdapterConfig, PredictorConfig, TaskConfig, WorldModelConfig
+from iwm.device import resolve_device
 from iwm.encoder import set_drop_path
 from iwm.errors import InvalidConfigError
 from iwm.fields import to_json
@@ -32,8 +33,7 @@ from iwm.training.execution import prefer_plain_attention, prepare_blocks
 from iwm.training.loop import train
 from iwm.training.run_folder import RunFolder
 from iwm.world_model import WorldModel
-
-log = logging.getLogger(__name__)
+from iwm.zoo import ZOO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
         config, model, adapter,
         classes=[c for t in plan.tasks for c in t.train.classes],
         lengths=[len(t.train) for t in plan.tasks],
-        validate=validator(model, adapter, plan.tasks, keep=config.cache_views > 0),
+        validate=validator(model, adapter, plan.tasks, keep=config.cache_views > 0, half=config.precision == "bf16"),
     ).to(world.device)  # fmt: skip
     _prepare(config, task, world.device)
     base = model.config
@@ -172,7 +172,7 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
 
     if not train(task, source, config, run, export, world) or not world.is_main:
         return None
-    return _report(config, plan, trained, run)
+    return _report(config, plan, trained)
 
 
 def make_adapter(config: FinetuneConfig, model: WorldModel, tasks: Sequence[TaskData]) -> Adapter:
@@ -239,13 +239,15 @@ def _prepare(config: FinetuneConfig, task: FinetuneTask, device: torch.device) -
     )
 
 
-def _report(config: FinetuneConfig, plan: Finetuning, trained: int, run: RunFolder) -> FinetuneResult:
+def _report(config: FinetuneConfig, plan: Finetuning, trained: int) -> FinetuneResult:
     """Measure the folder as it was written, and record it there."""
     described = read_config(plan.out)
     own = described.adapters[plan.adapter]
+    # A folder may be called like a model of the zoo.
+    folder = os.path.join(".", plan.out) if str(plan.out) in ZOO else str(plan.out)
     results = []
     for data in plan.tasks:
-        scores = measure(str(plan.out), data.name, data.val)
+        scores = measure(folder, data.name, data.val, resolve_device(config.device).type)
         results.append(TaskResult(task=data.name, kind=config.task, scores=scores))
     metrics = {result.task: result.scores for result in results}
     adapters = {plan.adapter: replace(own, metrics=metrics)}

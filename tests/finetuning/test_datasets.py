@@ -105,3 +105,5 @@ def test_batches_that_cannot_be_split_are_refused(make_config):
     check_shares(make_config(batch_size=12, accumulate=2), 3, 2)
     with pytest.raises(InvalidConfigError, match=r"evenly between 3 tasks .* use a multiple of 6"):
         check_shares(make_config(batch_size=8), 3, 2)
+    with pytest.raises(InvalidConfigError, match="use batch_size 6 at least"):
+        check_shares(make_config(batch_size=3, tune="none", head="linear", batch_norm=True), 3, 1)

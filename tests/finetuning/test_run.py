@@ -189,7 +189,7 @@ def test_the_best_validation_is_what_is_kept(run, make_config, monkeypatch):
     given = iter([0.2, 0.9, 0.5, 0.9, 0.1])
     heads = []
 
-    def validator(model, adapter, tasks, keep):
+    def validator(model, adapter, tasks, **options):
         def scores():
             heads.append(adapter.head("colours").classify.weight.detach().clone())
             return {"colours": next(given)}
@@ -208,9 +208,7 @@ def test_patience_ends_a_run(run, make_config, monkeypatch):
     from iwm.finetuning import run as module
 
     given = iter([0.2, 0.9, 0.5, 0.9])
-    monkeypatch.setattr(
-        module, "validator", lambda model, adapter, tasks, keep: lambda: {"colours": next(given)}
-    )
+    monkeypatch.setattr(module, "validator", lambda *parts, **options: lambda: {"colours": next(given)})
     result, folder = run(make_config(steps=10, monitor_every=2, tune="none", patience=2))
     assert (result.steps, result.best_step) == (8, 4)
     again, _ = run(make_config(steps=10, monitor_every=2, tune="none", patience=2))
