@@ -1,0 +1,105 @@
+"""The scripts in experiments/: what they would run, and what they write, without running it."""
+
+import contextlib
+import importlib.util
+import json
+import re
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+import iwm
+
+ROOT = Path(iwm.__file__).parents[1]
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # Dataclasses look there.
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def ablate():
+    return _script("ablate")
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return _script("embedded")
+
+
+OPTIONS = Namespace(steps=40, seed=0, data=["photos"], out=Path("out"), held_out="val", neighbours="train")
+
+
+def test_every_arm_changes_what_its_name_says_and_nothing_else(ablate):
+    folders = {}
+    for name in ablate.ABLATIONS:
+        arms = ablate.arms_of(name, OPTIONS)
+        assert len({arm.folder for arm in arms}) == len(arms)
+        for arm in arms:
+            config = arm.config()
+            assert (config.model.preprocess.size, config.batch_size) == (64, 16)
+            # The same folder is the same run, whatever the ablation it belongs to.
+            assert folders.setdefault(arm.folder, config) == config
+            assert "pretrain" not in arm.words(OPTIONS)
+    by_name = {a.name: a.config() for a in ablate.arms_of("layout", OPTIONS)}
+    assert by_name["append, feature (the paper's)"].model.predictor.layout == "append"
+    assert by_name["append, feature (the paper's)"].model.predictor.conditioning == "feature"
+    assert by_name["inplace, adaln"] == folders[Path("out/base-40-seed0")]
+    masks = {a.name: a.config().masks.unmasked for a in ablate.arms_of("masking", OPTIONS)}
+    assert masks == {
+        "none in 20 % of the steps": 0.2,
+        "in every step": 0.0,
+        "none in 60 %": 0.6,
+        "never": 1.0,
+    }
+
+
+def test_the_words_of_an_arm_are_its_config(ablate, monkeypatch):
+    """The command that is printed asks for the very run whose step is timed."""
+    from iwm.cli.main import main
+    from iwm.pretraining import run
+
+    asked = []
+    monkeypatch.setattr(run, "pretrain", lambda config, *rest, **options: asked.append(config) or True)
+    for arm in ablate.arms_of("augmentation", OPTIONS):
+        monkeypatch.setattr(sys, "argv", ["iwm", "pretrain", *arm.words(OPTIONS)])
+        with contextlib.suppress(SystemExit):
+            main()
+        timed = arm.config().replace(steps=40, checkpoint_every=2000, monitor_every=1)
+        assert asked.pop() == timed
+
+
+def test_curves_are_smoothed_and_read_at_a_step(ablate, tmp_path):
+    records = [{"step": step, "online_apply_mrr": step / 100, "loss": 1} for step in range(10, 80, 10)]
+    records.insert(3, {"step": 35, "loss": 2})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    points = ablate.curve(tmp_path, "online_apply_mrr")
+    assert points[0] == (10, pytest.approx(0.2))
+    assert points[3] == (40, pytest.approx(0.4))
+    assert points[6] == (70, pytest.approx(0.6))
+    assert ablate.at(points, 45) == pytest.approx(0.4)
+
+
+def test_documents_are_as_the_script_would_write_them(embedded):
+    """Where the twin has been measured too; until then the table has no row for it."""
+    model = iwm.load().config
+    for name in ("README.md", "MODEL_CARD.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        place = re.search(r"<!-- scores: begin -->\n(.*?)\n<!-- scores: end -->", text, re.DOTALL)[1]
+        for report in (embedded.APPLY, embedded.UNDO):
+            for row in model.metrics[report]["per_transformation"].values():
+                assert embedded._row("", row)[3:] in place
+
+
+def test_only_weights_that_are_better_everywhere_pass(embedded):
+    old = iwm.load().config
+    assert embedded.compare(old, old) == ["apply-MRR", "undo-MRR", "undo-MRR, jitter alone", "20-NN"]
+    metrics = json.loads(json.dumps(old.metrics))
+    metrics[embedded.APPLY]["overall"]["mrr"] += 0.1
+    metrics[embedded.KNN]["accuracy"] += 0.01
+    assert embedded.compare(old, old.replace(metrics=metrics)) == ["undo-MRR", "undo-MRR, jitter alone"]
