@@ -100,6 +100,15 @@ def finetune_command(
         find_recipe(recipe)
     if single_task_baseline and len(data) < 2:
         raise InvalidConfigError("--single-task-baseline compares several tasks; give several --data.")
+    if single_task_baseline and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InvalidConfigError(
+            "--single-task-baseline runs in one process; under torchrun, run every task alone with these --steps."
+        )
+    if task != "segmentation" and (labels or ignore):
+        raise InvalidConfigError("--labels and --ignore are about masks; add --task segmentation.")
+    options = [o for p in context.command.params for o in p.opts]
+    # Wrong words are told before any image is looked at; which recipe it will be depends on the images.
+    typed = parse_overrides(context.args, json.loads(to_json(FinetuneConfig())), options)
     tasks = _read(data, val or [], task, images or 0, labels, ignore or [], skip_unreadable)
     chosen = recipe or protocol(task, tune or "predictor", head, len(tasks))
     if recipe is None and sum(len(t.train) for t in tasks) < LARGE:
@@ -110,8 +119,7 @@ def finetune_command(
         "seed": seed, "device": device, "images": images, "log_every": log_every,
         "checkpoint_every": checkpoint_every, "monitor_every": eval_every, "ignore": ignore or None,
     }  # fmt: skip
-    overrides: dict[str, Any] = {k: v for k, v in plain.items() if v is not None}
-    overrides |= parse_overrides(context.args, fields, [o for p in context.command.params for o in p.opts])
+    overrides: dict[str, Any] = {k: v for k, v in plain.items() if v is not None} | typed
     if "steps" in overrides:
         overrides["epochs"] = 0.0
     for name, value in overrides.items():

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -55,14 +55,16 @@ class Finetuning:
     cache: Path | None = None
     command: str = ""
     license: str = "unspecified"
-    names: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = [task.name for task in self.tasks]
-        object.__setattr__(self, "names", names)
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
             raise InvalidConfigError(f'Two tasks are called "{twice[0]}"; name them: --data name=folder.')
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tasks."""
+        return [task.name for task in self.tasks]
 
     @property
     def adapter(self) -> str:

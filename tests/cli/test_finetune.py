@@ -147,6 +147,7 @@ def _other(labelled, folder):
         (["--recipe", "predictr"], 'No recipe is called "predictr". Did you mean "predictor"'),
         (["--single-task-baseline"], "give several --data"),
         (["--val", "other=x"], "--val other=x belongs to no --data"),
+        (["--ignore", "255"], "--labels and --ignore are about masks; add --task segmentation"),
         (["--optim.rate", "1"], "No option --optim.rate"),
         (["--init", "random", "--tune", "none"], "init random is about the predictor"),
         (["--head", "upernet"], "head upernet does not do classification"),

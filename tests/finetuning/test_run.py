@@ -13,13 +13,14 @@ from labelled_files import write_class_folder
 
 import iwm
 from iwm.adapter import Adapter
-from iwm.checkpoint import load_weights, read_config, task_file
+from iwm.checkpoint import load_weights, read_config, save_model, task_file
 from iwm.errors import InvalidConfigError
 from iwm.fields import from_dict, to_json
 from iwm.finetuning.config import AugmentConfig, FinetuneConfig
 from iwm.finetuning.folders import read_task
 from iwm.finetuning.run import Finetuning, finetune, finetune_alone
 from iwm.training.config import OptimConfig
+from iwm.world_model import WorldModel
 
 TIMING = {"images_per_second", "data_wait", "memory_mb"}
 
@@ -181,6 +182,16 @@ def test_a_killed_run_goes_on_bit_for_bit(run, base, colours, tmp_path, make_con
         assert (out / name).read_bytes() == (reference / name).read_bytes()
     assert result.tasks[0].scores["accuracy"] == whole.tasks[0].scores["accuracy"]
     assert result.best_step == whole.best_step
+
+
+def test_the_student_is_built_on_where_asked_for(run, base, tiny_config, make_config):
+    torch.manual_seed(7)
+    save_model(base, tiny_config(), iwm.load(str(base)), student=WorldModel(tiny_config()).encoder)
+    _, folder = run(make_config(steps=1, tune="predictor", branch="student"))
+    spaces = {branch: iwm.load(str(base), branch=branch).space for branch in ("teacher", "student")}
+    made = iwm.load(str(folder), task="colours")
+    assert made.space == spaces["student"] != spaces["teacher"]
+    assert made.config.adapters["colours"].space == made.space
 
 
 def test_the_best_validation_is_what_is_kept(run, make_config, monkeypatch):
