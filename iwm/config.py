@@ -262,12 +262,13 @@ class WorldModelConfig:
             f"predictor.width {self.predictor.width} must be divisible by encoder.heads "
             f"({self.encoder.heads}): both use the same number of heads.",
         )
+        patch = self.encoder.patch_size
         require(
-            self.preprocess.size % self.encoder.patch_size == 0,
+            self.preprocess.size % patch == 0,
             f"preprocess.size {self.preprocess.size} is not divisible by encoder.patch_size "
-            f"({self.encoder.patch_size}).",
+            f"({patch}); use {self.preprocess.size // patch * patch or patch}.",
         )
-        side = self.preprocess.size // self.encoder.patch_size
+        side = self.preprocess.size // patch
         require(side <= MAX_GRID, f"preprocess.size makes {side} patches a side; use {MAX_GRID} at most.")
         require(
             self.parameters <= MAX_PARAMETERS,

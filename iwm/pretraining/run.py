@@ -14,17 +14,20 @@ import torch
 
 from iwm.checkpoint import save_model
 from iwm.config import to_json
+from iwm.device import resolve_device
+from iwm.encoder import Encoder
 from iwm.errors import InvalidConfigError
 from iwm.images import file_list_hash, list_images
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
-from iwm.pretraining.warm_start import find_donor
+from iwm.pretraining.warm_start import Donor, find_donor
 from iwm.training.data import FolderSource, Source, check_readable
 from iwm.training.distributed import World, joined
 from iwm.training.execution import prefer_plain_attention, prepare_blocks
 from iwm.training.loop import train
 from iwm.training.run_folder import RunFolder, has_state, read_run
 from iwm.training.streams import StreamSource, is_stream
+from iwm.training.trackers import require_packages
 
 
 def pretrain(
@@ -52,17 +55,47 @@ def pretrain(
         return _pretrain(config, data, out, resume, command, world)
 
 
+def check_start(
+    config: PretrainConfig,
+    data: Sequence[str | Path] = (),
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    processes: int = 1,
+) -> PretrainConfig:
+    """Refuse what `pretrain` would refuse before its first step; trains and writes nothing.
+
+    A checkpoint in `out` is not opened.
+
+    Args:
+        config, resume: as for `pretrain`.
+        data, out: the same; what is not given is not looked at.
+        processes: those that would train together.
+
+    Returns:
+        The configuration, with what its donor asks for.
+    """
+    resolve_device(config.device)
+    config.rows(processes)
+    require_packages(config)
+    if data:
+        _open_data(data, config)
+    config, donor = _with_donor(config, out)
+    if donor:
+        with torch.device("meta"):
+            encoder = Encoder(config.model.encoder, config.model.preprocess)
+        donor.fitted(encoder)
+    if out is not None:
+        RunFolder(out, config, resume=resume)
+    return config
+
+
 def _pretrain(
     config: PretrainConfig, data: Sequence[str | Path], out: Path, resume: bool, command: str, world: World
 ) -> bool:
     source, described_data = _open_data(data, config)
     device = world.device
-    donor = None
-    if config.init_encoder and has_state(out):
-        config = _adapted_before(config, out)
-    elif config.init_encoder:
-        donor = find_donor(config.init_encoder)
-        config = config.replace(model=donor.adapt(config.model))
+    config, donor = _with_donor(config, out)
     run = RunFolder(out, config, resume=resume)
     world.wait()  # All have looked at the folder before one of them changes it.
     torch.manual_seed(config.seed)
@@ -111,6 +144,16 @@ def _open_data(data: Sequence[str | Path], config: PretrainConfig) -> tuple[Sour
     listing = f"{len(paths)} images (files {hashlib.sha256(hashes.encode()).hexdigest()[:12]})"
     check_readable(paths)
     return FolderSource(paths, size, config, listing), {"data": listings, "images": len(paths)}
+
+
+def _with_donor(config: PretrainConfig, out: Path | None) -> tuple[PretrainConfig, Donor | None]:
+    """What the donor asks for, and the donor; a run that goes on has its weights already."""
+    if not config.init_encoder:
+        return config, None
+    if out is not None and has_state(out):
+        return _adapted_before(config, out), None
+    donor = find_donor(config.init_encoder)
+    return config.replace(model=donor.adapt(config.model)), donor
 
 
 def _adapted_before(config: PretrainConfig, out: Path) -> PretrainConfig:
