@@ -52,7 +52,9 @@ class Adapter(nn.Module):
         self.config = config
         self.encoding = model.actions.encoding
         self.predictor = (
-            Predictor(model.replace(predictor=config.predictor, adapters={})) if config.predictor else None
+            Predictor(model.replace(predictor=config.predictor, adapters={}, decoder=None))
+            if config.predictor
+            else None
         )
         width = (config.predictor or model.predictor).width
         self.output_token = nn.Parameter(torch.zeros(width)) if config.output == "token" else None

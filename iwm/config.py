@@ -371,12 +371,13 @@ class WorldModelConfig:
         _require_license(self.license)
         require_choice("tuned", self.tuned, Tuned)
         self._require_same_heads(self.predictor)
+        patch = self.encoder.patch_size
         require(
-            self.preprocess.size % self.encoder.patch_size == 0,
+            self.preprocess.size % patch == 0,
             f"preprocess.size {self.preprocess.size} is not divisible by encoder.patch_size "
-            f"({self.encoder.patch_size}).",
+            f"({patch}); use {self.preprocess.size // patch * patch or patch}.",
         )
-        side = self.preprocess.size // self.encoder.patch_size
+        side = self.preprocess.size // patch
         require(side <= MAX_GRID, f"preprocess.size makes {side} patches a side; use {MAX_GRID} at most.")
         self._check_adapters()
         total = self.parameters + sum(map(self.adapter_parameters, self.adapters)) + self.decoder_parameters

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from iwm.config import PreprocessConfig
@@ -243,6 +243,8 @@ def open_rgb(image: ImageLike | bytes, at_least: int | None = None, name: str = 
             raise InvalidImageError(
                 f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first."
             ) from error
+        except UnidentifiedImageError as error:  # Its words name a stream in memory, not the image.
+            raise InvalidImageError(f"Cannot read {path} as an image: no format that Pillow knows") from error
         except Exception as error:  # Decoders of damaged files raise many kinds.
             raise InvalidImageError(f"Cannot read {path} as an image: {error}") from error
     raise InvalidImageError(f"Cannot read a {type(image).__name__} as an image; expected {_KINDS}.")

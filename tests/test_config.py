@@ -128,7 +128,7 @@ def test_whole_numbers_are_floats_too():
         ),
         (
             {"preprocess": {"size": 230}},
-            "preprocess.size 230 is not divisible by encoder.patch_size (16).",
+            "preprocess.size 230 is not divisible by encoder.patch_size (16); use 224.",
         ),
     ],
 )

@@ -41,7 +41,7 @@ def pretrain_command(
         bool, typer.Option("--resume", help="Continue the run in --out, also with other --steps.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what the run would take, and do not train.")
+        bool, typer.Option("--dry-run", help="Check the options, print what the run would take, and stop.")
     ] = False,
     deadline: Annotated[
         float, typer.Option(min=0.01, help="Hours that --dry-run works out the pace for.")
@@ -55,7 +55,7 @@ def pretrain_command(
     from iwm.fields import from_dict, to_json
     from iwm.pretraining.config import PretrainConfig
     from iwm.pretraining.recipes import find_recipe
-    from iwm.pretraining.run import pretrain
+    from iwm.pretraining.run import check_start, pretrain
     from iwm.zoo import ZOO
 
     fields: dict[str, Any] = json.loads(to_json(find_recipe(recipe)))
@@ -69,7 +69,9 @@ def pretrain_command(
         set_dotted(fields, name, value)
     config = from_dict(PretrainConfig, fields)
     if dry_run:
-        _print_estimate(config, deadline)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        config = check_start(config, data or (), out, resume=resume, processes=processes)
+        _print_estimate(config, deadline, processes)
         return
     if not data or out is None:  # Only --dry-run needs neither.
         raise typer.BadParameter(f"Missing option '{'--out' if data else '--data'}'.")
@@ -84,10 +86,9 @@ def pretrain_command(
         raise typer.Exit(130)
 
 
-def _print_estimate(config: PretrainConfig, hours: float) -> None:
+def _print_estimate(config: PretrainConfig, hours: float, processes: int) -> None:
     from iwm.pretraining.estimate import estimate
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     e = estimate(config, processes)
     lines = {
         "parameters": f"{e.encoder / 1e6:.1f} M encoder, {e.predictor / 1e6:.1f} M world model",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from iwm.adapter import Adapter
 from iwm.checkpoint import CONFIG_FILE, read_config, save_adapter, save_model
 from iwm.config import AdapterConfig, PredictorConfig, TaskConfig, WorldModelConfig
-from iwm.device import resolve_device
+from iwm.device import machine, resolve_device
 from iwm.encoder import set_drop_path
 from iwm.errors import InvalidConfigError
 from iwm.fields import to_json
@@ -153,14 +152,14 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
             "steps": done,
             "best_step": task.best["step"],
             "seconds": round(seconds, 1),
-            "machine": _machine(world.device),
+            "machine": machine(world.device),
         }
         described = replace(
             adapter.config, space=model.space, license=plan.license, provenance=provenance,
             recipe=json.loads(to_json(config)) | {"command": plan.command},
         )  # fmt: skip
         tuned = config.tune if config.tune in ("encoder", "all") else base.tuned
-        return base.replace(adapters={plan.adapter: described}, tuned=tuned)
+        return base.replace(adapters={plan.adapter: described}, decoder=None, tuned=tuned)
 
     def export(done: int, seconds: float) -> None:
         """Write the model folder, with the weights of the best validation so far."""
@@ -205,7 +204,7 @@ def make_adapter(config: FinetuneConfig, model: WorldModel, tasks: Sequence[Task
     if adapter.predictor is not None and config.init == "pretrained":
         adapter.predictor.load_state_dict(model.predictor.state_dict())
     elif config.tune == "all" and config.init == "random":
-        fresh = WorldModel(model.config.replace(adapters={}))
+        fresh = WorldModel(model.config.replace(adapters={}, decoder=None))
         model.predictor.load_state_dict(fresh.predictor.state_dict())
     return adapter
 
@@ -264,9 +263,3 @@ def _report(config: FinetuneConfig, plan: Finetuning, trained: int) -> FinetuneR
     )  # fmt: skip
     write_text(plan.out / RESULT_FILE, json.dumps(result.to_dict(), indent=2) + "\n")
     return result
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"

@@ -10,16 +10,18 @@ from pathlib import Path
 import torch
 
 from iwm.checkpoint import save_model
-from iwm.device import machine
+from iwm.device import machine, resolve_device
+from iwm.encoder import Encoder
 from iwm.fields import to_json
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
-from iwm.pretraining.warm_start import find_donor
+from iwm.pretraining.warm_start import Donor, find_donor
 from iwm.training.distributed import World, joined
 from iwm.training.execution import prefer_plain_attention, prepare_blocks
 from iwm.training.loop import train
 from iwm.training.run_folder import RunFolder, has_state, read_run
 from iwm.training.sources import open_data
+from iwm.training.trackers import require_packages
 
 
 def pretrain(
@@ -47,17 +49,47 @@ def pretrain(
         return _pretrain(config, data, out, resume, command, world)
 
 
+def check_start(
+    config: PretrainConfig,
+    data: Sequence[str | Path] = (),
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    processes: int = 1,
+) -> PretrainConfig:
+    """Refuse what `pretrain` would refuse before its first step; trains and writes nothing.
+
+    A checkpoint in `out` is not opened.
+
+    Args:
+        config, resume: as for `pretrain`.
+        data, out: the same; what is not given is not looked at.
+        processes: those that would train together.
+
+    Returns:
+        The configuration, with what its donor asks for.
+    """
+    resolve_device(config.device)
+    config.rows(processes)
+    require_packages(config)
+    if data:
+        open_data(data, config.model.preprocess.size, config)
+    config, donor = _with_donor(config, out)
+    if donor:
+        with torch.device("meta"):
+            encoder = Encoder(config.model.encoder, config.model.preprocess)
+        donor.fitted(encoder)
+    if out is not None:
+        RunFolder(out, config, resume=resume)
+    return config
+
+
 def _pretrain(
     config: PretrainConfig, data: Sequence[str | Path], out: Path, resume: bool, command: str, world: World
 ) -> bool:
     source, described_data = open_data(data, config.model.preprocess.size, config)
     device = world.device
-    donor = None
-    if config.init_encoder and has_state(out):
-        config = _adapted_before(config, out)
-    elif config.init_encoder:
-        donor = find_donor(config.init_encoder)
-        config = config.replace(model=donor.adapt(config.model))
+    config, donor = _with_donor(config, out)
     run = RunFolder(out, config, resume=resume)
     world.wait()  # All have looked at the folder before one of them changes it.
     torch.manual_seed(config.seed)
@@ -86,6 +118,16 @@ def _pretrain(
         save_model(out, described, task.model, task.student)
 
     return train(task, source, config, run, export, world)
+
+
+def _with_donor(config: PretrainConfig, out: Path | None) -> tuple[PretrainConfig, Donor | None]:
+    """What the donor asks for, and the donor; a run that goes on has its weights already."""
+    if not config.init_encoder:
+        return config, None
+    if out is not None and has_state(out):
+        return _adapted_before(config, out), None
+    donor = find_donor(config.init_encoder)
+    return config.replace(model=donor.adapt(config.model)), donor
 
 
 def _adapted_before(config: PretrainConfig, out: Path) -> PretrainConfig:

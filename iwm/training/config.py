@@ -11,6 +11,7 @@ from iwm.fields import require, require_choice
 Precision = Literal["float32", "bf16"]
 OptimizerName = Literal["adamw", "lars"]
 Schedule = Literal["cosine", "linear"]
+OnUnreadable = Literal["skip", "fail"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,15 @@ class DataConfig:
         crop_aspect: range of its width over its height.
         flip: probability of a horizontal flip.
         workers: processes that decode; 0 decodes in the training process.
+        on_unreadable: `skip` names an image that cannot be read in the log and puts the next one
+            in its place; `fail` ends the run.
     """
 
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_aspect: tuple[float, float] = (0.75, 4.0 / 3.0)
     flip: float = 0.5
     workers: int = 1
+    on_unreadable: OnUnreadable = "skip"
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -36,6 +40,7 @@ class DataConfig:
         require(0 < low <= high, f"data.crop_aspect is {self.crop_aspect}; use 0 < low <= high.")
         require(0 <= self.flip <= 1, f"data.flip is {self.flip}; it must be 0 to 1.")
         require(0 <= self.workers <= 256, f"data.workers is {self.workers}; it must be 0 to 256.")
+        require_choice("data.on_unreadable", self.on_unreadable, OnUnreadable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,3 +133,17 @@ class RunConfig:
             require(value >= 1, f"{name} is {value}; it must be at least 1.")
         require(self.monitor_every >= 0, f"monitor_every is {self.monitor_every}; use 0 for never.")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be 0 to 2^63 - 1.")
+
+    def rows(self, processes: int) -> int:
+        """Images that each of so many processes works on at a time.
+
+        Raises:
+            InvalidConfigError: they cannot share a batch evenly.
+        """
+        shares = processes * self.accumulate
+        require(
+            self.batch_size % shares == 0,
+            f"batch_size {self.batch_size} cannot be shared evenly by {processes} processes in "
+            f"{self.accumulate} pieces each; use a multiple of {shares}.",
+        )
+        return self.batch_size // shares

@@ -23,7 +23,7 @@ _START_AGAIN = "Start again with another --out; the model exported there so far 
 FREE_FIELDS = frozenset(
     {
         "steps", "device", "accumulate", "compile", "activation_checkpointing", "log_every",
-        "checkpoint_every", "monitor_every", "tensorboard", "wandb", "data.workers",
+        "checkpoint_every", "monitor_every", "tensorboard", "wandb", "data.workers", "data.on_unreadable",
     }
 )  # fmt: skip
 """Fields that may differ between a run and its continuation."""
@@ -74,7 +74,7 @@ class RunFolder:
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         changed = [k for k in changed if k not in free]
         if changed:
-            listed = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed[:5])
+            listed = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
             raise InvalidConfigError(
                 f"{self.path} holds a run with other settings: {listed}. Use the old ones, or another --out"
                 f"{', or --resume to change the steps' if changed == ['steps'] else ''}."
@@ -90,17 +90,15 @@ class RunFolder:
             with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise SaveError(
-                f"Cannot write {self.path / METRICS_FILE}: {error}. Resume with --resume."
-            ) from error
+            raise SaveError(f"Cannot write {self.path / METRICS_FILE}: {error}.") from error
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the resumable state, atomically."""
-        with atomic_write(self.path / STATE_FILE) as temporary:
+        with atomic_write(self.path / STATE_FILE) as temporary, temporary.open("wb") as file:
             try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # How torch reports a full disk.
-                raise OSError(str(error)) from error
+                torch.save(state, file)
+            except RuntimeError as error:  # Torch fails again as it closes the archive, and hides why.
+                raise OSError(str(error.__context__ or error)) from error
 
     def load_state(self) -> dict[str, Any]:
         """The last saved state.

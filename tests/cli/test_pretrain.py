@@ -180,7 +180,7 @@ def _numbers(text):
     [
         ("iwm-equi-18-384", []),
         ("iwm-tiny", ["--deadline", "2"]),
-        ("iwm-tiny-inv", ["--out", "run", "--data", "nowhere", "--resume"]),
+        ("iwm-tiny-inv", ["--out", "run"]),
     ],
 )
 def test_a_dry_run_prints_the_estimate_needs_nothing_and_writes_nothing(

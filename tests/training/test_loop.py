@@ -3,15 +3,17 @@
 import json
 import math
 import os
+import re
 import signal
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
 from iwm.training import schedules
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.data import CropDataset, FolderSource, StepSampler
@@ -288,6 +290,68 @@ def test_resuming_on_other_images_is_refused(start, paths):
     paths.append(paths[0].parent / "more.png")
     with pytest.raises(InvalidConfigError, match=r"trained on 5 images, --data now holds 6 images"):
         start(LinearTask(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "file"), [(0, "metrics.jsonl"), (2500, "state.pt")], ids=["metrics", "state"]
+)
+def test_a_full_disk_ends_the_run_with_what_is_good_and_the_same_command_goes_on(
+    start, tmp_path, small_files, limit, file
+):
+    whole = LinearTask()
+    _, reference = start(whole, name="whole")
+    with ExitStack() as stack, pytest.raises(SaveError) as caught:
+        start(LinearTask({6: lambda: stack.enter_context(small_files(limit))}))
+    run = tmp_path / "run"
+    assert re.fullmatch(
+        rf"Cannot write {run / file}: \[Errno 27\] File too large\..* "
+        rf"The checkpoint of step 4 in {run} is good\. Mend that, and the same command goes on\.",
+        str(caught.value),
+    )
+    assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
+    task = LinearTask()
+    done, folder = start(task)
+    assert (done, [step for step, _ in task.seen]) == (True, list(range(4, 10)))
+    assert _comparable(_metrics(folder)) == _comparable(_metrics(reference))
+    assert torch.equal(task.layer.weight, whole.layer.weight)
+
+
+def test_a_model_that_cannot_be_written_leaves_the_new_state(start, tmp_path):
+    def full(done, seconds):
+        if done == 8:
+            raise SaveError("Cannot write the model: no space.")
+
+    with pytest.raises(
+        SaveError,
+        match=r"^Cannot write the model: no space\. The checkpoint of step 8 in .*run is good\. Mend",
+    ):
+        start(LinearTask(), export=full)
+    (tmp_path / "other" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(
+        SaveError, match=r"There is no checkpoint yet\. Mend that, and the same command goes on"
+    ):
+        start(LinearTask(), name="other")
+
+
+def test_unreadable_images_are_counted_over_all_sittings(start, paths, caplog):
+    paths[1].write_bytes(b"no image")
+    _, whole = start(LinearTask(), name="whole")
+    drawn = [key for keys in StepSampler(len(paths), _config()) for key in keys]
+    counts = [sum(index == 1 for _, index in drawn[: 2 * step]) for step in range(1, 11)]
+    assert [record["unreadable"] for record in _metrics(whole)] == counts
+    assert counts[-1] == 4
+    told = f"{counts[-1]} of the 20 images drawn could not be read, and others took their place"
+    assert sum(told in record.getMessage() for record in caplog.records) == 1
+    start(LinearTask({5: lambda: os.kill(os.getpid(), signal.SIGINT)}))
+    _, folder = start(LinearTask())
+    assert _comparable(_metrics(folder)) == _comparable(_metrics(whole))
+    assert folder.load_state()["unreadable"] == counts[-1]
+
+
+def test_of_readable_images_nothing_is_said(start, caplog):
+    _, folder = start(LinearTask())
+    assert {record["unreadable"] for record in _metrics(folder)} == {0}
+    assert not caplog.records
 
 
 def test_resuming_with_fewer_steps_than_done_is_refused(start):
