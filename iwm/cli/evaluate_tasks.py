@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from iwm.config import TaskKind
 
 Task = Annotated[str | None, typer.Option(help="Name of the task; may be left out where there is one.")]
+HeldOut = Annotated[
+    bool, typer.Option("--held-out", help="Only the tenth that training on this folder held out.")
+]
 Skip = Annotated[bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")]
 
 
@@ -23,12 +26,13 @@ def finetune_command(
         typer.Option("--model", "-m", help="Folder that iwm finetune wrote, or another model with tasks."),
     ],
     task: Task = None,
+    held_out: HeldOut = False,
     device: Device = "cpu",
     skip_unreadable: Skip = False,
     as_json: AsJson = False,
 ) -> None:
     """Accuracy of a model's task on labelled photographs: a probe, a finetuned predictor or a whole model."""
-    scores = _measured(model, task, "classification", data, device, None, [], skip_unreadable)
+    scores = _measured(model, task, "classification", data, device, None, [], held_out, skip_unreadable)
     if as_json:
         print_json(scores)
         return
@@ -49,12 +53,15 @@ def segment_command(
         Path | None, typer.Option(help="Class names, one a line; default labels.txt in or above the folder.")
     ] = None,
     ignore: Annotated[list[int] | None, typer.Option(help="Number of the masks that does not count.")] = None,
+    held_out: HeldOut = False,
     device: Device = "cpu",
     skip_unreadable: Skip = False,
     as_json: AsJson = False,
 ) -> None:
     """Mean intersection over union of a model's class maps, at the images' own sizes."""
-    scores = _measured(model, task, "segmentation", data, device, labels, ignore or [], skip_unreadable)
+    scores = _measured(
+        model, task, "segmentation", data, device, labels, ignore or [], held_out, skip_unreadable
+    )
     if as_json:
         print_json(scores)
         return
@@ -108,7 +115,9 @@ def probe_command(
     config = probe_config("linear" if head == "linear" else "attentive", seed)
     config = config.replace(epochs=epochs or config.epochs)
     report = probe(world_model, data, config, marginalise=marginalise, cache=cache)
-    words = ["iwm", "eval", "probe", "--model", model, "--train", data.train.root, "--val", data.val.root]
+    words = ["iwm", "eval", "probe", "--model", model, "--train", data.train.root]
+    words += [] if "--held-out" in data.val.options else ["--val", data.val.root]
+    words += ["--skip-unreadable"] if skip_unreadable else []
     words += ["--head", head, "--marginalise", marginalise, "--images", images, "--epochs", config.epochs]
     result = report.to_dict() | {
         "command": shlex.join(map(str, [*words, "--seed", seed])),
@@ -133,6 +142,7 @@ def _measured(
     device: str,
     labels: Path | None,
     ignore: list[int],
+    held_out: bool,
     skip: bool,
 ) -> dict[str, Any]:
     """Read the config, check the data against the task, then measure."""
@@ -145,6 +155,6 @@ def _measured(
     name = find_task(config, task, kind=kind)
     split = read_split(
         data, config.tasks[name].labels, segmentation=kind == "segmentation", labels=labels, ignore=ignore,
-        skip_unreadable=skip,
+        held_out=held_out, skip_unreadable=skip,
     )  # fmt: skip
     return measure(model, name, split, device)

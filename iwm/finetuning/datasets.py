@@ -208,6 +208,10 @@ def check_shares(config: FinetuneConfig, tasks: int, processes: int) -> None:
             f"batch_size {config.batch_size} cannot be split evenly between {tasks} tasks ({processes} "
             f"processes, {config.accumulate} pieces each); use a multiple of {multiple}."
         )
+    if config.augment.mixes and config.batch_size // multiple % 2:
+        raise InvalidConfigError(
+            f"Images are mixed in pairs within a task; use a batch_size that is a multiple of {2 * multiple}."
+        )
     if config.batch_size < 2 * multiple and (config.batch_norm or config.head == "upernet"):
         raise InvalidConfigError(
             f"Batch norms need 2 images of a task at a time; use batch_size {2 * multiple} at least."

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iwm.config import TASK_NAME
@@ -37,6 +37,7 @@ class Split:
         classes: a class index each, or none for segmentation.
         masks: a mask file each, or none for classification.
         numbers: of the masks, see `iwm.evaluation.labelled.Segmented`.
+        options: of a command line that reads it again.
     """
 
     root: Path
@@ -44,18 +45,18 @@ class Split:
     classes: list[int]
     masks: list[Path]
     numbers: tuple[int, ...] = ()
+    options: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, indices: Sequence[int]) -> Split:
         """Some of them."""
-        return Split(
-            self.root,
-            [self.images[i] for i in indices],
-            [self.classes[i] for i in indices] if self.classes else [],
-            [self.masks[i] for i in indices] if self.masks else [],
-            self.numbers,
+        return replace(
+            self,
+            images=[self.images[i] for i in indices],
+            classes=[self.classes[i] for i in indices] if self.classes else [],
+            masks=[self.masks[i] for i in indices] if self.masks else [],
         )
 
     @property
@@ -128,8 +129,7 @@ def read_task(
         if segmentation and val_names != names:
             raise InvalidDataError(f"{val} has other labels than {folder}; give both the same labels.txt.")
     else:
-        held_out = train.take(held := _held_out(train))
-        train = train.take(sorted(set(range(len(train))) - set(held)))
+        held_out, train = _hold_out(train)
         if not held_out.images or not train.images:
             raise InvalidDataError(f"{folder} has too few images to hold some out; name others with --val.")
     if images and images < len(train):
@@ -150,6 +150,7 @@ def read_split(
     segmentation: bool = False,
     labels: Path | None = None,
     ignore: Sequence[int] = (),
+    held_out: bool = False,
     skip_unreadable: bool = False,
 ) -> Split:
     """Labelled images to measure a task on.
@@ -157,13 +158,14 @@ def read_split(
     Args:
         folder: class subfolders, or `images/` and `masks/`; one with `val` in it stands for that.
         names: labels of the task.
+        held_out: only those that `read_task` holds out of this folder.
         segmentation, labels, ignore, skip_unreadable: see `read_task`.
 
     Raises:
         InvalidDataError: as `read_task`, or labels that the task does not have.
     """
-    _, val = _train_and_val(folder) if folder.is_dir() else (folder, None)
-    place = val or folder
+    both = _inside(folder)
+    place = both[1] if both and not held_out else folder
     split, own = _segmentation(place, labels, ignore) if segmentation else _classification(place)
     if segmentation:
         if own != names:
@@ -172,7 +174,7 @@ def read_split(
             )
     else:
         split = _renumbered(split, place, own, names)
-    return checked(split, skip_unreadable)
+    return checked(_hold_out(split)[0] if held_out else split, skip_unreadable)
 
 
 def parse_data(data: str) -> tuple[str, Path]:
@@ -215,7 +217,8 @@ def checked(split: Split, skip: bool, workers: int = 4) -> Split:
         more = "" if skip else " Mend or remove them, or leave them out with --skip-unreadable."
         raise InvalidDataError(said + more)
     log.warning("skipped: %s", said)
-    return split.take([i for i, error in enumerate(problems) if error is None])
+    kept = split.take([i for i, error in enumerate(problems) if error is None])
+    return replace(kept, options=(*kept.options, "--skip-unreadable"))
 
 
 def listing(tasks: Sequence[TaskData]) -> str:
@@ -226,15 +229,21 @@ def listing(tasks: Sequence[TaskData]) -> str:
 
 
 def _train_and_val(folder: Path) -> tuple[Path, Path | None]:
-    """The folders `train` and `val` of a folder that has both."""
-    train = next((folder / n for n in _TRAIN_NAMES if (folder / n).is_dir()), None)
-    val = next((folder / n for n in _VAL_NAMES if (folder / n).is_dir()), None)
-    if train and val:
-        return train, val
+    """A training folder and the validation folder in it or beside it."""
+    both = _inside(folder)
+    if both:
+        return both
     if folder.name.lower() in _TRAIN_NAMES:
         beside = next((folder.parent / n for n in _VAL_NAMES if (folder.parent / n).is_dir()), None)
         return folder, beside
     return folder, None
+
+
+def _inside(folder: Path) -> tuple[Path, Path] | None:
+    """The folders `train` and `val` of a folder that has both."""
+    train = next((folder / n for n in _TRAIN_NAMES if (folder / n).is_dir()), None)
+    val = next((folder / n for n in _VAL_NAMES if (folder / n).is_dir()), None)
+    return (train, val) if train and val else None
 
 
 def _classification(folder: Path) -> tuple[Split, tuple[str, ...]]:
@@ -246,7 +255,9 @@ def _classification(folder: Path) -> tuple[Split, tuple[str, ...]]:
 
 def _segmentation(folder: Path, labels: Path | None, ignore: Sequence[int]) -> tuple[Split, tuple[str, ...]]:
     found = read_segmentation_folder(folder, labels, ignore)
-    return Split(folder, found.images, [], found.masks, found.numbers), found.labels
+    options: tuple[str, ...] = () if labels is None else ("--labels", str(labels))
+    options += tuple(word for number in ignore for word in ("--ignore", str(number)))
+    return Split(folder, found.images, [], found.masks, found.numbers, options), found.labels
 
 
 def _renumbered(split: Split, folder: Path, own: tuple[str, ...], names: tuple[str, ...]) -> Split:
@@ -257,11 +268,11 @@ def _renumbered(split: Split, folder: Path, own: tuple[str, ...], names: tuple[s
             f"{folder} has classes that the task does not have: {', '.join(unknown[:5])}. It has "
             f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
         )
-    return Split(split.root, split.images, [names.index(own[c]) for c in split.classes], [])
+    return replace(split, classes=[names.index(own[c]) for c in split.classes])
 
 
-def _held_out(split: Split) -> list[int]:
-    """Indices of one image in ten of every class, at least one where a class has two.
+def _hold_out(split: Split) -> tuple[Split, Split]:
+    """One image in ten of every class, at least one where a class has two; and the rest.
 
     By the hash of its name, so that the choice does not depend on where the folder is.
     """
@@ -276,4 +287,5 @@ def _held_out(split: Split) -> list[int]:
     for members in by_class.values():
         count = max(len(members) // _HELD_OUT, int(len(members) > 1))
         chosen += sorted(members, key=rank)[:count]
-    return sorted(chosen)
+    held = replace(split.take(sorted(chosen)), options=(*split.options, "--held-out"))
+    return held, split.take(sorted(set(range(len(split))) - set(chosen)))

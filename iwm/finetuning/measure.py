@@ -80,5 +80,6 @@ def measure(model_name: str, task: str, split: Split, device: str = "cpu") -> di
         scores = ClassificationReport.of(logits, split.classes).to_dict()
     name = "segment" if split.masks else "finetune"
     words = ["iwm", "eval", name, "--model", model_name, "--task", task, "--data", str(split.root)]
+    words += split.options
     words += ["--device", device] if device != "cpu" else []
     return scores | {"command": shlex.join(words), "files_sha256": split.files_sha256}

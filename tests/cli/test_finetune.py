@@ -105,6 +105,38 @@ def test_segmentation_is_trained_and_measured_again(finetuned, command, masked):
     assert "mIoU" in command(*words).out
 
 
+def test_labels_from_elsewhere_are_part_of_the_command(finetuned, command, masked, tmp_path):
+    shutil.copytree(masked, tmp_path / "roads")
+    labels = tmp_path / "names.txt"
+    for folder in ("train", "val"):
+        (tmp_path / "roads" / folder / "labels.txt").replace(labels)
+    outcome, folder = finetuned(
+        "--task",
+        "segmentation",
+        "--labels",
+        labels,
+        "--ignore",
+        "9",
+        "--ignore",
+        "8",
+        data=tmp_path / "roads",
+    )
+    assert outcome.code == 0, outcome.err
+    scores = json.loads((folder / "result.json").read_text())["tasks"][0]["scores"]
+    assert f"--labels {labels} --ignore 9 --ignore 8" in scores["command"]
+    assert command(*shlex.split(scores["command"])[1:], "--json").json == scores
+
+
+def test_a_held_out_tenth_is_measured_again(finetuned, command, labelled, tmp_path):
+    shutil.copytree(labelled / "train", tmp_path / "whole")
+    outcome, folder = finetuned(data=tmp_path / "whole")
+    assert "Recipe predictor-small on whole (14 images, 2 classes)" in outcome.words
+    scores = json.loads((folder / "result.json").read_text())["tasks"][0]["scores"]
+    assert scores["images"] == 2
+    assert scores["command"].endswith(" --held-out")
+    assert command(*shlex.split(scores["command"])[1:], "--json").json == scores
+
+
 def test_a_probe_keeps_nothing_and_repeats_itself(command, model_folder, labelled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))

@@ -105,5 +105,7 @@ def test_batches_that_cannot_be_split_are_refused(make_config):
     check_shares(make_config(batch_size=12, accumulate=2), 3, 2)
     with pytest.raises(InvalidConfigError, match=r"evenly between 3 tasks .* use a multiple of 6"):
         check_shares(make_config(batch_size=8), 3, 2)
+    with pytest.raises(InvalidConfigError, match=r"in pairs within a task; .* a multiple of 4"):
+        check_shares(make_config(batch_size=6, augment=AugmentConfig(mixup=1.0)), 2, 1)
     with pytest.raises(InvalidConfigError, match="use batch_size 6 at least"):
         check_shares(make_config(batch_size=3, tune="none", head="linear", batch_norm=True), 3, 1)
