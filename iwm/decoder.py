@@ -23,7 +23,7 @@ from iwm.encoder import NORM_EPS, BlockNorm, init_weights, sincos_positions
 from iwm.errors import IncompatibleWeightsError, WeightsUnavailableError
 
 if TYPE_CHECKING:
-    from iwm.world_model import WorldModel
+    from iwm.stored import StoredModel
 
 
 class Decoder(nn.Module):
@@ -91,7 +91,7 @@ class _Upsample(nn.Module):
         return x + refined
 
 
-def check_decoder(config: DecoderConfig, model: WorldModel) -> None:
+def check_decoder(config: DecoderConfig, model: StoredModel) -> None:
     """Raise `IncompatibleWeightsError` unless a decoder was trained on this model's latents."""
     if config.space != model.space:
         raise IncompatibleWeightsError(
@@ -100,7 +100,7 @@ def check_decoder(config: DecoderConfig, model: WorldModel) -> None:
         )
 
 
-def read_decoder(model: WorldModel) -> Decoder:
+def read_decoder(model: StoredModel) -> Decoder:
     """The decoder of a model, from where the model came from.
 
     Raises:

@@ -24,7 +24,8 @@ from iwm.errors import (
 from iwm.hub import Fetched, RepoName, fetch
 from iwm.hub_client import HubOptions
 from iwm.integrity import Verify, check_verify
-from iwm.world_model import Branch, WorldModel, check_choices, files_of
+from iwm.stored import Branch, check_choices, files_of
+from iwm.world_model import WorldModel
 from iwm.zoo import DEFAULT, ZOO, HubFiles
 
 

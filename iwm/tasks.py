@@ -21,6 +21,7 @@ from iwm.errors import (
 from iwm.images import ImageLike
 
 if TYPE_CHECKING:
+    from iwm.stored import StoredModel
     from iwm.world_model import WorldModel
 
 _CALLS: dict[TaskKind, str] = {"classification": "classify", "segmentation": "segment"}
@@ -91,7 +92,7 @@ def find_task(
     )
 
 
-def check_space(config: AdapterConfig, name: str, model: WorldModel) -> None:
+def check_space(config: AdapterConfig, name: str, model: StoredModel) -> None:
     """Raise `IncompatibleWeightsError` unless an adapter was trained on this model's encoder."""
     if config.space != model.space:
         raise IncompatibleWeightsError(
@@ -100,7 +101,7 @@ def check_space(config: AdapterConfig, name: str, model: WorldModel) -> None:
         )
 
 
-def read_adapter(model: WorldModel, name: str) -> Adapter:
+def read_adapter(model: StoredModel, name: str) -> Adapter:
     """An adapter of a model, from where the model came from.
 
     Raises:
