@@ -129,8 +129,8 @@ def test_configs_that_are_none(hub, load, cache, content, words):
 
 
 def test_a_config_that_is_too_large_is_not_even_fetched(hub, load, cache, files):
-    padded = files["config.json"] + b" " * ((1 << 20) + 1 - len(files["config.json"]))
-    words = r"config\.json of org/tiny has 1,048,577 bytes; 1,048,576 are allowed"
+    padded = files["config.json"] + b" " * ((1 << 22) + 1 - len(files["config.json"]))
+    words = r"config\.json of org/tiny has 4,194,305 bytes; 4,194,304 are allowed"
     check_config_refused(hub, load, cache, padded, words)
     assert requested(hub) == set()
     assert list(cache.glob("**/config.json")) == []
