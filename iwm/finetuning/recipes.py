@@ -111,9 +111,14 @@ def predictor() -> FinetuneConfig:
 
 
 def predictor_small() -> FinetuneConfig:
-    """As `predictor`, with crops, flips and label smoothing alone, on four cached views a photograph."""
+    """As `predictor`, with crops, flips and label smoothing alone, on four cached views a photograph.
+
+    The predictor has 0.3 of the learning rate, whether it starts pretrained or at random. 1,000
+    photographs of imagenette, 8 epochs, accuracy of one run each: pretrained 46.9, 51.2, 51.1 %
+    at 0.1, 0.3 and 1; random 39.7, 38.6 % at 0.3 and 1.
+    """
     return predictor().replace(
-        epochs=20.0, batch_size=64, drop_path=0.1, cache_views=4, predictor_lr_scale=0.0,
+        epochs=20.0, batch_size=64, drop_path=0.1, cache_views=4, predictor_lr_scale=0.3,
         data=DataConfig(crop_scale=(0.3, 1.0)), augment=_weak(),
         optim=_optim(lr=1e-3, warmup=0.1, weight_decay=0.1), log_every=20, checkpoint_every=200,
     )  # fmt: skip
