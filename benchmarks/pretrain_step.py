@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.recipes import find_recipe
 from iwm.pretraining.task import PretrainTask
-from iwm.training.optimizer import adamw
+from iwm.training.optimizer import make_optimizer
 
 
 class Variant(ABC):
@@ -72,7 +72,7 @@ class Ours(Variant):
         for module in self.task.modules():
             if isinstance(module, Attention):
                 module.fused_attn = fused  # type: ignore[misc]
-        self.optimizer = adamw(self.task.trained(), config.optim)
+        self.optimizer = make_optimizer(self.task.trained(), config.optim)
 
     def loss(self, crops: Tensor, step: int) -> Tensor:
         keys = [(0, step * len(crops) + row) for row in range(len(crops))]

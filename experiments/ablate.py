@@ -27,13 +27,12 @@ from typing import Any
 import torch
 
 from iwm.cli.pretrain import parse_overrides, set_dotted
-from iwm.config import from_dict, to_json
+from iwm.fields import from_dict, to_json
 from iwm.files import write_text
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.recipes import find_recipe
 from iwm.pretraining.task import PretrainTask
 from iwm.training.execution import prefer_plain_attention
-from iwm.training.optimizer import adamw
 
 BASE = {
     "batch_size": "16",
@@ -192,7 +191,7 @@ def step_seconds(arms: list[Arm], rounds: int = 5, steps: int = 4) -> dict[str, 
         config = arm.config()
         task = PretrainTask(config)
         prefer_plain_attention(task)
-        tasks[arm.name] = (config, task, adamw(task.trained(), config.optim))
+        tasks[arm.name] = (config, task, task.make_optimizer(config.optim))
     measured: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):
         for name, (config, task, optimizer) in tasks.items():

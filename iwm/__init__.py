@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from iwm.config import WorldModelConfig
     from iwm.latent import Latent
     from iwm.loading import list_models, load
+    from iwm.tasks import Classification
     from iwm.world_model import WorldModel
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Action",
     "Bank",
+    "Classification",
     "Latent",
     "Photometry",
     "SearchResult",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "Action": "iwm.actions",
     "Bank": "iwm.bank",
+    "Classification": "iwm.tasks",
     "Latent": "iwm.latent",
     "Photometry": "iwm.actions",
     "SearchResult": "iwm.bank",

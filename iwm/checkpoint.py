@@ -1,6 +1,6 @@
-"""A model folder: `config.json` and `model.safetensors`, written atomically, loaded strictly.
+"""A model folder: `config.json`, `model.safetensors` and adapters, written atomically, loaded strictly.
 
-Weights are stored as float16. No file holds code: safetensors and JSON alone.
+Weights are stored as float16, the statistics of batch norms as float32. No file holds code: safetensors and JSON alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from iwm.config import WorldModelConfig
+from iwm.counting import count_statistics
 from iwm.errors import IncompatibleWeightsError, InvalidConfigError, WeightsUnavailableError, quoted
 from iwm.files import atomic_write, remove, write_text
 from iwm.integrity import file_state, receipt_path
@@ -22,7 +23,10 @@ from iwm.integrity import file_state, receipt_path
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 STUDENT_FILE = "student.safetensors"
-MAX_CONFIG_BYTES = 1 << 20
+DECODER_FILE = "decoder.safetensors"
+TASK_FILES = "task-*.safetensors"
+MAX_CONFIG_BYTES = 1 << 22
+"""Labels take most of it: 20,000 of a taxonomy, a line each, are about 1 MB."""
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _PIECE = 1 << 24
@@ -38,16 +42,64 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def save_model(
-    folder: Path, config: WorldModelConfig, model: nn.Module, student: nn.Module | None = None
+    folder: Path,
+    config: WorldModelConfig,
+    model: nn.Module,
+    student: nn.Module | None = None,
+    adapters: Mapping[str, nn.Module] | None = None,
+    decoder: nn.Module | None = None,
 ) -> None:
     """Write a model folder; the config comes last, so that a folder that has one is whole."""
     remove(receipt_path(folder))  # It speaks of what was downloaded here.
-    write_tensors(folder / WEIGHTS_FILE, _half(model.state_dict()))
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith(("adapters.", "decoder."))}
+    write_tensors(folder / WEIGHTS_FILE, _half(state))
     if student is not None:
         write_tensors(folder / STUDENT_FILE, _half(student.state_dict()))
     else:
         remove(folder / STUDENT_FILE)  # It would belong to another model.
+    for name, adapter in (adapters or {}).items():
+        _write_adapter(folder / task_file(name), adapter)
+    if decoder is not None:
+        write_tensors(folder / DECODER_FILE, _half(decoder.state_dict()))
+    else:
+        remove(folder / DECODER_FILE)
     write_text(folder / CONFIG_FILE, config.to_json())
+    for path in folder.glob(TASK_FILES):
+        if path.name not in map(task_file, adapters or {}):
+            remove(path)
+
+
+def save_adapter(folder: Path, config: WorldModelConfig, name: str, adapter: nn.Module) -> None:
+    """Add an adapter to a model folder, or replace it.
+
+    Args:
+        folder: holds the model already.
+        config: describes the adapter, under `name`; written last.
+        name: of the adapter.
+        adapter: its weights are stored.
+    """
+    remove(receipt_path(folder))
+    _write_adapter(folder / task_file(name), adapter)
+    write_text(folder / CONFIG_FILE, config.to_json())
+
+
+def save_decoder(folder: Path, config: WorldModelConfig, decoder: nn.Module) -> None:
+    """Add a decoder to a model folder, or replace it; the config, which describes it, comes last."""
+    remove(receipt_path(folder))
+    write_tensors(folder / DECODER_FILE, _half(decoder.state_dict()))
+    write_text(folder / CONFIG_FILE, config.to_json())
+
+
+def task_file(adapter: str) -> str:
+    """Name of an adapter's file."""
+    return f"task-{adapter}.safetensors"
+
+
+def _write_adapter(path: Path, adapter: nn.Module) -> None:
+    """Statistics keep float32: a variance may be smaller than float16 can say."""
+    state = {name: tensor for name, tensor in adapter.state_dict().items() if tensor.is_floating_point()}
+    trained = {name for name, _ in adapter.named_parameters()}
+    write_tensors(path, {k: v.half() if k in trained else v.float() for k, v in state.items()})
 
 
 def _half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,9 +131,13 @@ def read_config(folder: Path) -> WorldModelConfig:
         raise InvalidConfigError(f"{path}: {error}") from error
 
 
-def max_weight_bytes(config: WorldModelConfig) -> int:
-    """The largest weights file that can belong to a config: float64, and a header."""
-    return 8 * config.parameters + (1 << 20)
+def max_weight_bytes(config: WorldModelConfig, file: str = WEIGHTS_FILE) -> int:
+    """The largest file of weights that can belong to a config: float64, and a header."""
+    values = config.decoder_parameters if file == DECODER_FILE else config.parameters
+    for name, adapter in config.adapters.items():
+        if file == task_file(name):
+            values = config.adapter_parameters(name) + count_statistics(adapter, config)
+    return 8 * values + (1 << 20)
 
 
 def load_weights(path: Path, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
@@ -96,7 +152,11 @@ def load_weights(path: Path, module: nn.Module, dtype: torch.dtype = torch.float
         IncompatibleWeightsError: not a safetensors file, or tensors missing, unexpected, of
             another shape, or not of floating point.
     """
-    expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    expected = {
+        name: list(tensor.shape)
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point()  # Batch norms count their batches, to no use here.
+    }
     try:
         state = file_state(path)
         with safe_open(path, framework="pt") as file:

@@ -9,11 +9,17 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
-from iwm.errors import InvalidConfigError, nearest, quoted
+from iwm.counting import count_adapter, count_decoder, count_encoder, count_predictor
+from iwm.distributions import STRENGTHS as STRENGTHS
+from iwm.distributions import VECTOR_SIZE as VECTOR_SIZE
+from iwm.distributions import ActionConfig as ActionConfig
+from iwm.distributions import ActionEncoding as ActionEncoding
+from iwm.distributions import PhotometryDistribution as PhotometryDistribution
+from iwm.errors import InvalidConfigError, UnknownTaskError, nearest, quoted
+from iwm.fields import Json, from_dict, require, require_choice, to_json
 
 FORMAT = 1
 """Version of `config.json` that this library writes; it reads this one and older ones."""
@@ -21,31 +27,23 @@ FORMAT = 1
 Positions = Literal["sincos", "learned"]
 Layout = Literal["append", "inplace"]
 Conditioning = Literal["feature", "sequence", "adaln", "none"]
-ActionEncoding = Literal["pair", "difference"]
-Json = dict[str, Any]
-ConfigT = TypeVar("ConfigT")
-
-VECTOR_SIZE: dict[ActionEncoding, int] = {"pair": 14, "difference": 10}
-"""Length A of an action vector, by encoding."""
+TaskKind = Literal["classification", "segmentation"]
+Head = Literal["linear", "attentive", "upernet"]
+Reads = Literal["encoder", "predictor"]
+Output = Literal["all", "token"]
+Tuned = Literal["", "encoder", "all"]
 
 MAX_PARAMETERS = 10_000_000_000
 """Of a whole model: a config that asks for more is a mistake or an attack."""
 MAX_DEPTH = 1024
 MAX_GRID = 256
 """Patches along one side of an image."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `InvalidConfigError(message)` unless `condition` holds."""
-    if not condition:
-        raise InvalidConfigError(message)
-
-
-def require_choice(name: str, value: str, choices: Any) -> None:
-    """Raise `InvalidConfigError` unless `value` is one of a `Literal`'s."""
-    known = get_args(choices)
-    word = quoted(value)
-    require(value in known, f'{name} is "{word}".{nearest(word, known)}')
+MAX_LABELS = 100_000
+MAX_TASKS = 64
+"""Of one adapter."""
+MAX_ADAPTERS = 32
+TASK_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+"""Of tasks and adapters: part of a file's name, the same file on every system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,71 +126,6 @@ class PredictorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotometryDistribution:
-    """How random photometries are drawn; the paper's strengths are the defaults [App. A.1].
-
-    A jitter of strength s draws its factor uniformly from [max(0, 1 - s), 1 + s], hue from
-    [-s, s] turns. `jitter_probability` switches all four jitters of a view together.
-    """
-
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    jitter_probability: float = 0.8
-    grayscale_probability: float = 0.2
-    blur_probability: float = 0.2
-    solarize_probability: float = 0.2
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-
-    def __post_init__(self) -> None:
-        for name in ("brightness", "contrast", "saturation"):
-            value = getattr(self, name)
-            require(0 <= value <= 10, f"jitter strength {name} is {value}; it must be 0 to 10.")
-        require(0 <= self.hue <= 0.5, f"jitter strength hue is {self.hue}; it must be 0 to 0.5.")
-        for name in ("jitter", "grayscale", "blur", "solarize"):
-            value = getattr(self, f"{name}_probability")
-            require(0 <= value <= 1, f"{name}_probability is {value}; it must be 0 to 1.")
-        low, high = self.blur_sigma
-        require(0 < low <= high <= 1000, f"blur_sigma is {self.blur_sigma}; use 0 < low <= high <= 1000.")
-
-    def replace(self, **changes: Any) -> "PhotometryDistribution":
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
-
-    def without_destructive(self) -> "PhotometryDistribution":
-        """The jitter alone: no grayscale, blur or solarize (the paper's target view)."""
-        return self.replace(grayscale_probability=0.0, blur_probability=0.0, solarize_probability=0.0)
-
-
-STRENGTHS: dict[str, PhotometryDistribution] = {
-    "paper": PhotometryDistribution(),
-    "strong": PhotometryDistribution(brightness=0.5, contrast=0.5, saturation=0.4, hue=0.2),
-}
-"""Named distributions: the paper's default (App. A.1) and its strong jitter (table S2)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActionConfig:
-    """How actions become vectors, and which ones the model was trained on.
-
-    Attributes:
-        encoding: `pair` holds both views' parameters; `difference` the jitter difference and
-            the destructive flags, as the paper words it [section 3].
-        distribution: what source views were drawn from in training.
-        symmetric: whether targets had the destructive operations too, so that the model can
-            apply them and not only undo them.
-    """
-
-    encoding: ActionEncoding = "difference"
-    distribution: PhotometryDistribution = field(default_factory=PhotometryDistribution)
-    symmetric: bool = False
-
-    def __post_init__(self) -> None:
-        require_choice("actions.encoding", self.encoding, ActionEncoding)
-
-
-@dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
     """From an image to the model's input: shorter side to `resize`, centre crop of `size`.
 
@@ -219,6 +152,118 @@ class PreprocessConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One labelled task and the head that solves it.
+
+    Attributes:
+        kind: `classification` of an image, or `segmentation` of its pixels.
+        labels: names of the classes, in the order of the head's outputs.
+        head: `linear` on pooled tokens; `attentive`, one learned query over all tokens
+            [App. A.2]; `upernet`, for segmentation.
+        batch_norm: whether pooled tokens are batch-normalised, without affine parameters, before
+            the linear head.
+    """
+
+    kind: TaskKind
+    labels: tuple[str, ...]
+    head: Head
+    batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice("task.kind", self.kind, TaskKind)
+        require_choice("task.head", self.head, Head)
+        count = len(self.labels)
+        require(2 <= count <= MAX_LABELS, f"A task has {count} labels; it needs 2 to {MAX_LABELS}.")
+        for label in self.labels:
+            require(
+                0 < len(label) <= 200 and label.isprintable(),
+                f"A label is {quoted(repr(label))}; use one line of text, 200 characters at most.",
+            )
+        require(
+            (self.head == "upernet") == (self.kind == "segmentation"),
+            f'A {self.kind} task has a head "{self.head}"; use '
+            f"{'upernet' if self.kind == 'segmentation' else 'linear or attentive'}.",
+        )
+        require(
+            not self.batch_norm or self.head == "linear", "batch_norm goes with a linear head; leave it out."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What was finetuned for one or several tasks on a frozen encoder [sections 5.1, 5.2].
+
+    Attributes:
+        tasks: by name; of several, each has a learned token in the predictor's sequence.
+        space: fingerprint of the encoder it was trained on, as in `WorldModel.space`.
+        reads: whether the heads read the encoder's tokens or a predictor's.
+        predictor: of the adapter's own, finetuned one; None is the model's.
+        output: whether the predictor predicts the whole image, or one token alone, which is
+            cheaper [table 3].
+        license: of the adapter's weights, which its data may restrict.
+        recipe, provenance, metrics: as in `WorldModelConfig`; metrics go by the task's name.
+    """
+
+    tasks: dict[str, TaskConfig]
+    space: str
+    reads: Reads = "predictor"
+    predictor: PredictorConfig | None = None
+    output: Output = "all"
+    license: str = "unspecified"
+    recipe: Json = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict)
+    metrics: Json = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_choice("adapter.reads", self.reads, Reads)
+        require_choice("adapter.output", self.output, Output)
+        count = len(self.tasks)
+        require(1 <= count <= MAX_TASKS, f"An adapter has {count} tasks; it needs 1 to {MAX_TASKS}.")
+        for name in self.tasks:
+            _require_task_name("A task", name)
+        _require_space("adapter.space", self.space)
+        _require_license(self.license)
+        if self.reads == "encoder":
+            require(self.predictor is None, 'An adapter that reads "encoder" has no use for a predictor.')
+            require(self.output == "all", 'An adapter that reads "encoder" has output "all".')
+        require(
+            self.output == "all" or all(t.kind != "segmentation" for t in self.tasks.values()),
+            'Segmentation needs tokens everywhere; use output "all".',
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """A decoder from latents to pixels; see `iwm.decoder`.
+
+    Attributes:
+        width, depth, heads: of its transformer blocks.
+        space: fingerprint of the encoder whose latents it reads, as in `WorldModel.space`.
+        license: of its weights.
+        recipe, provenance, metrics: as in `WorldModelConfig`.
+    """
+
+    width: int = 256
+    depth: int = 2
+    heads: int = 4
+    space: str
+    license: str = "unspecified"
+    recipe: Json = field(default_factory=dict)
+    provenance: Json = field(default_factory=dict)
+    metrics: Json = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(1 <= self.depth <= MAX_DEPTH, f"decoder.depth is {self.depth}; use 1 to {MAX_DEPTH}.")
+        require(1 <= self.heads <= 1024, f"decoder.heads is {self.heads}; it must be 1 to 1024.")
+        require(
+            4 <= self.width <= 65536 and self.width % 4 == 0 and self.width % self.heads == 0,
+            f"decoder.width is {self.width}; it must be divisible by 4 and by decoder.heads ({self.heads}).",
+        )
+        _require_space("decoder.space", self.space)
+        _require_license(self.license)
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldModelConfig:
     """Everything `config.json` of a checkpoint says about a model.
 
@@ -229,6 +274,9 @@ class WorldModelConfig:
         recipe: the training configuration and the command that ran it, as plain JSON.
         provenance: data, steps, wall time and machine, as plain JSON.
         metrics: measured scores, each with the command that gives it, as plain JSON.
+        adapters: what was finetuned for tasks, by name; no task has two.
+        decoder: from latents to pixels, if there is one.
+        tuned: what was finetuned of the model itself; its world model no longer fits then.
         format: version of this file's layout.
     """
 
@@ -241,6 +289,9 @@ class WorldModelConfig:
     recipe: Json = field(default_factory=dict)
     provenance: Json = field(default_factory=dict)
     metrics: Json = field(default_factory=dict)
+    adapters: dict[str, AdapterConfig] = field(default_factory=dict)
+    decoder: DecoderConfig | None = None
+    tuned: Tuned = ""
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -253,36 +304,86 @@ class WorldModelConfig:
             re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", self.name, re.ASCII) is not None,
             f"name is {quoted(repr(self.name))}; use letters, digits, dots and dashes: it must not be a path.",
         )
+        _require_license(self.license)
+        require_choice("tuned", self.tuned, Tuned)
+        self._require_same_heads(self.predictor)
+        patch = self.encoder.patch_size
         require(
-            self.license.isprintable() and len(self.license) <= 1000,
-            f"license is {quoted(repr(self.license))}; use one line of text.",
-        )
-        require(
-            self.predictor.width % self.encoder.heads == 0,
-            f"predictor.width {self.predictor.width} must be divisible by encoder.heads "
-            f"({self.encoder.heads}): both use the same number of heads.",
-        )
-        require(
-            self.preprocess.size % self.encoder.patch_size == 0,
+            self.preprocess.size % patch == 0,
             f"preprocess.size {self.preprocess.size} is not divisible by encoder.patch_size "
-            f"({self.encoder.patch_size}).",
+            f"({patch}); use {self.preprocess.size // patch * patch or patch}.",
         )
-        side = self.preprocess.size // self.encoder.patch_size
+        side = self.preprocess.size // patch
         require(side <= MAX_GRID, f"preprocess.size makes {side} patches a side; use {MAX_GRID} at most.")
+        self._check_adapters()
+        total = self.parameters + sum(map(self.adapter_parameters, self.adapters)) + self.decoder_parameters
         require(
-            self.parameters <= MAX_PARAMETERS,
-            f"The config asks for {self.parameters:,} parameters; {MAX_PARAMETERS:,} are allowed.",
+            total <= MAX_PARAMETERS,
+            f"The config asks for {total:,} parameters; {MAX_PARAMETERS:,} are allowed.",
+        )
+
+    def _check_adapters(self) -> None:
+        count = len(self.adapters)
+        require(count <= MAX_ADAPTERS, f"A model has {count} adapters; {MAX_ADAPTERS} are allowed.")
+        homes: dict[str, str] = {}
+        for name, adapter in self.adapters.items():
+            _require_task_name("An adapter", name)
+            if adapter.predictor:
+                self._require_same_heads(adapter.predictor)
+            for task in adapter.tasks:
+                other = homes.setdefault(task, name)
+                require(
+                    other == name, f'Adapters "{other}" and "{name}" both have a task "{task}"; rename one.'
+                )
+
+    def _require_same_heads(self, predictor: PredictorConfig) -> None:
+        require(
+            predictor.width % self.encoder.heads == 0,
+            f"predictor.width {predictor.width} must be divisible by encoder.heads "
+            f"({self.encoder.heads}): both use the same number of heads.",
         )
 
     @property
     def counts(self) -> tuple[int, int]:
         """Parameters of the encoder and of the predictor, counted without building them."""
-        return _count_encoder(self.encoder), _count_predictor(self)
+        return count_encoder(self.encoder), count_predictor(
+            self.predictor, self.encoder.width, VECTOR_SIZE[self.actions.encoding]
+        )
 
     @property
     def parameters(self) -> int:
-        """Parameters of encoder and predictor together; heads have their own."""
+        """Parameters of encoder and predictor together; adapters have their own."""
         return sum(self.counts)
+
+    def adapter_parameters(self, name: str) -> int:
+        """Parameters of an adapter's own: its predictor, tokens and heads."""
+        return count_adapter(self.adapters[name], self, VECTOR_SIZE[self.actions.encoding])
+
+    @property
+    def decoder_parameters(self) -> int:
+        """Parameters of the decoder; 0 without one."""
+        return count_decoder(self.decoder, self) if self.decoder else 0
+
+    @property
+    def tasks(self) -> dict[str, TaskConfig]:
+        """Every task of every adapter, by name."""
+        return {name: task for adapter in self.adapters.values() for name, task in adapter.tasks.items()}
+
+    def adapter_of(self, task: str) -> str:
+        """Name of the adapter that has a task.
+
+        Raises:
+            UnknownTaskError: none has; the tasks there are, or the nearest, are in the message.
+        """
+        for name, adapter in self.adapters.items():
+            if task in adapter.tasks:
+                return name
+        if not self.adapters:
+            raise UnknownTaskError(
+                f'"{self.name}" has no task "{quoted(task)}": it comes without heads. Leave task out, or '
+                "train one with `iwm finetune`."
+            )
+        raise UnknownTaskError(f'"{self.name}" has no task "{quoted(task)}".{nearest(task, self.tasks)}')
 
     def replace(self, **changes: Any) -> "WorldModelConfig":
         """A copy with some fields changed."""
@@ -320,79 +421,22 @@ class WorldModelConfig:
             raise InvalidConfigError("config.json is nested too deeply.") from error
 
 
-def _count_encoder(e: EncoderConfig) -> int:
-    positions = e.grid**2 * e.width if e.positions == "learned" else 0
-    return e.depth * _block(e.width, e.mlp_ratio) + 3 * e.patch_size**2 * e.width + e.width + positions
+def _require_space(name: str, space: str) -> None:
+    require(
+        re.fullmatch("[0-9a-f]{16}", space) is not None,
+        f'{name} is "{quoted(space)}"; it must be the `space` of a model.',
+    )
 
 
-def _count_predictor(config: WorldModelConfig) -> int:
-    p, width = config.predictor, config.predictor.width
-    action = VECTOR_SIZE[config.actions.encoding]
-    total = 2 * config.encoder.width * width + width + config.encoder.width  # Linear in and out.
-    total += width + 2 * width  # Mask token, final norm.
-    block = _block(width, p.mlp_ratio)
-    if p.conditioning == "feature":
-        total += (width + action) * width + 2 * width**2 + 3 * width
-    elif p.conditioning == "sequence":
-        total += 2 * action * width
-    elif p.conditioning == "adaln":
-        total += action * width + width**2 + 2 * width
-        block += 6 * width**2 + 6 * width - 4 * width  # Modulation; its norms have no weights.
-    return total + p.depth * block
+def _require_license(text: str) -> None:
+    require(
+        text.isprintable() and len(text) <= 1000,
+        f"license is {quoted(repr(text))}; use one line of text.",
+    )
 
 
-def _block(width: int, mlp_ratio: float) -> int:
-    """Attention, MLP and two norms."""
-    hidden = int(width * mlp_ratio)
-    return 4 * width**2 + 4 * width + 2 * width * hidden + hidden + width + 4 * width
-
-
-def to_json(config: Any) -> str:
-    """Any configuration dataclass as indented JSON, ending in a newline."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def from_dict(cls: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
-    """Build a configuration dataclass from plain JSON values, checking names and types strictly.
-
-    Raises:
-        InvalidConfigError: with the dotted path of the field at fault.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    check_names(cls, data)
-    try:
-        return TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "value_error":  # Ours: names the field already.
-            raise InvalidConfigError(quoted(first["msg"].removeprefix("Value error, "), 400)) from error
-        path = ".".join(str(part) for part in first["loc"]) or "the config"
-        said = f"{quoted(path)} is {quoted(repr(first['input']))}: {quoted(first['msg'], 200)}"
-        raise InvalidConfigError(said) from error
-
-
-def dotted(fields: Mapping[str, Any], prefix: str = "") -> Json:
-    """Nested fields as one level of dotted names; an empty section stays a value."""
-    names: Json = {}
-    for key, value in fields.items():
-        if isinstance(value, Mapping) and value:
-            names |= dotted(value, f"{prefix}{key}.")
-        else:
-            names[prefix + key] = value
-    return names
-
-
-def check_names(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise `InvalidConfigError` for the first key of `data` that `cls` does not have."""
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for key, value in data.items():
-        if key not in known:
-            names = [prefix + name for name in known]
-            name = quoted(prefix + key)
-            raise InvalidConfigError(f'No field "{name}".{nearest(name, names)}')
-        kind = known[key].type
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            if not isinstance(value, Mapping):
-                raise InvalidConfigError(f"{prefix}{key} must hold fields, not {quoted(repr(value))}.")
-            check_names(kind, value, f"{prefix}{key}.")
+def _require_task_name(what: str, name: str) -> None:
+    require(
+        re.fullmatch(TASK_NAME, name) is not None,
+        f"{what} is called {quoted(repr(name))}; use up to 64 small letters, digits, dashes and underscores.",
+    )

@@ -1,5 +1,7 @@
 """From a device's name to a device that works."""
 
+import platform
+
 import torch
 
 from iwm.errors import InvalidConfigError
@@ -22,3 +24,10 @@ def resolve_device(name: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InvalidConfigError(f'Cannot use device "{name}"; try "cpu" or "auto". ({reason}.)') from error
     return device
+
+
+def machine(device: torch.device) -> str:
+    """A device in words, for the records of a run."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"

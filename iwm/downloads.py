@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from iwm.checkpoint import CONFIG_FILE
 from iwm.errors import IntegrityError, SaveError, UnknownModelError, WeightsUnavailableError
@@ -15,6 +17,39 @@ from iwm.hub import Fetched, RepoName, fetch
 from iwm.hub_cache import discard, stored_digests
 from iwm.hub_client import KNOWN_FILES, HubOptions, answered
 from iwm.integrity import Digest, MismatchError, Receipt, Verify, check_verify, hash_file, receipt_path
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files are, and how to have more of the same.
+
+    Attributes:
+        folder: of the files.
+        repo: on the Hub; the folder is then a commit in its cache. None: all files are there.
+        sha256: what they must be, for a pinned model.
+        options: how to use the Hub and its cache.
+    """
+
+    folder: Path
+    repo: str | None = None
+    sha256: Mapping[str, str] | None = None
+    options: HubOptions = field(default_factory=HubOptions)
+
+    def have(self, names: Collection[str]) -> None:
+        """Bring files of the same commit, where they are not here, and verify them.
+
+        Raises:
+            WeightsUnavailableError: the Hub cannot give one of them.
+            IntegrityError: one is not what was published.
+        """
+        if self.repo is None:
+            check_folder(self.folder, names, self.options.verify)
+        else:
+            fetch(self.repo, self.folder.name, sha256=self.sha256, names=names, options=self.options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles of a model carry no token."""
+        return vars(self) | {"options": replace(self.options, token=None)}
 
 
 def local_files(folder: Path, name: str) -> Fetched:
@@ -95,10 +130,10 @@ def check_folder(folder: Path, names: Collection[str], verify: Verify = "once") 
             raise IntegrityError(f"{error}. {again}") from error
 
 
-def verified_folder(
+def open_source(
     place: str | os.PathLike[str], names: Collection[str], revision: str | None, options: HubOptions
-) -> Path:
-    """Where the files of a folder or repository are, verified as far as they were fetched.
+) -> Source:
+    """A folder or repository, its files verified as far as they were fetched.
 
     A folder made by anything but `copy_files` has nothing to be compared with.
 
@@ -113,7 +148,7 @@ def verified_folder(
         if revision is not None:
             raise UnknownModelError(f'"{place}" is a folder and has no revisions; leave revision out.')
         check_folder(Path(place), names, options.verify)
-        return Path(place)
+        return Source(Path(place).absolute(), options=options)
     if os.path.isfile(place):
         raise UnknownModelError(f"{place} is a file; name the folder that holds config.json and the weights.")
     if name is None:
@@ -123,7 +158,8 @@ def verified_folder(
             f'"{place}" names revision {name.revision} and revision="{revision}" another; give one of them.'
         )
     try:
-        return fetch(name.repo, revision or name.revision, names=names, options=options).folder
+        folder = fetch(name.repo, revision or name.revision, names=names, options=options).folder
+        return Source(folder, name.repo, options=options)
     except (UnknownModelError, WeightsUnavailableError) as error:
         if name.forced or (isinstance(error, WeightsUnavailableError) and answered(error.__cause__)):
             raise

@@ -9,11 +9,13 @@ Shape legend: B batch, N patches of the grid (H x W), V visible patches, D width
 """
 
 import functools
+from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -64,6 +66,22 @@ class Encoder(nn.Module):
         Returns:
             Tokens `[B, N, D]`, or `[B, V, D]` in the order of `visible`.
         """
+        return normalize_tokens(self._run(images, visible)[-1])
+
+    def features(self, images: Tensor, count: int = 4) -> list[Tensor]:
+        """Tokens after each of the last blocks, for dense heads [App. A.2].
+
+        Args:
+            images: as for `forward`.
+            count: of blocks; where there are fewer, the first one's tokens stand for the missing.
+
+        Returns:
+            `count` times `[B, N, D]`; the last are `forward`'s, the others are not normalised.
+        """
+        *earlier, last = self._run(images, None, count)
+        return [*earlier, normalize_tokens(last)]
+
+    def _run(self, images: Tensor, visible: Tensor | None, count: int = 1) -> list[Tensor]:
         grid = self.grid_of(images)
         weight = self.patch_embed.proj.weight
         x_BND = self.patch_embed((images.to(weight.dtype) - self.mean) / self.std)
@@ -71,9 +89,7 @@ class Encoder(nn.Module):
         x_BND = x_BND + self._positions(grid, weight)
         if visible is not None:
             x_BND = take_tokens(x_BND, visible)
-        for block in self.blocks:
-            x_BND = block(x_BND)
-        return normalize_tokens(x_BND)
+        return run_blocks(self.blocks, x_BND, count=count)
 
     def _positions(self, grid: tuple[int, int], like: Tensor) -> Tensor:
         """`[N, D]`; learned ones are resampled bicubically for another grid."""
@@ -105,6 +121,37 @@ class Encoder(nn.Module):
 def _channels(values: tuple[float, float, float]) -> Tensor:
     # On the CPU even where the model is built on the meta device: no file supplies these.
     return torch.tensor(values, device="cpu").view(1, 3, 1, 1)
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *condition: Tensor, count: int = 1) -> list[Tensor]:
+    """Tokens after each of the last `count` blocks; the first block's again where there are fewer."""
+    outputs: deque[Tensor] = deque(maxlen=count)
+    for block in blocks:
+        x = block(x, *condition)
+        outputs.append(x)
+    return [outputs[0]] * (count - len(outputs)) + list(outputs)
+
+
+def set_drop_path(blocks: Iterable[nn.Module], rate: float) -> None:
+    """Set stochastic depth for training: from 0 at the first block, linearly, to `rate` at the last."""
+    blocks = list(blocks)
+    for number, block in enumerate(blocks):
+        share = rate * number / max(len(blocks) - 1, 1)
+        for name in ("drop_path1", "drop_path2"):
+            path = DropPath(share) if share else nn.Identity()
+            setattr(block, name, path.train(block.training))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal of deviation 0.02 for weights and tokens, zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for name, parameter in module.named_parameters():
+        if name.endswith("_token"):
+            nn.init.trunc_normal_(parameter, std=0.02)
 
 
 def normalize_tokens(tokens: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A model for other runtimes: a folder that OpenVINO or ONNX Runtime runs without its PyTorch weights.
 
-The encoder and the world model become one graph each, of any batch size, at the model's input
-size. `iwm.load(folder, backend=...)` gives the same calls (`iwm.runtimes`). Precisions: `fp32`;
+The encoder, the world model and every classification task become one graph each, of any batch
+size, at the model's input size. `iwm.load(folder, backend=...)` gives the same calls (`iwm.runtimes`). Precisions: `fp32`;
 `fp16`, weights stored in half precision; `int8`, linear layers whose weights (a scale a channel)
 and inputs (a fixed range) are whole numbers. The ranges are measured on photographs.
 """
@@ -28,7 +28,7 @@ from iwm.errors import InvalidConfigError, MissingBackendError, SaveError, neare
 from iwm.files import remove, write_text
 from iwm.images import Images
 from iwm.photometry import transform
-from iwm.runtimes import EXPORT_FILE, EXPORT_FORMAT, PARTS
+from iwm.runtimes import EXPORT_FILE, EXPORT_FORMAT, PARTS, task_part
 
 if TYPE_CHECKING:
     from iwm.world_model import WorldModel
@@ -70,6 +70,19 @@ class _Act(nn.Module):
         return out
 
 
+class _Classify(nn.Module):
+    """An adapter for one task; it asks for the predictor of the model, which this stands for."""
+
+    def __init__(self, model: WorldModel, task: str) -> None:
+        super().__init__()
+        self.adapter = model.load_adapter(model.config.adapter_of(task))
+        self.predictor, self.grid, self.task = model.predictor, model._grid, task
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.adapter(self, tokens, self.grid, self.task)
+        return out
+
+
 @torch.no_grad()
 def export(
     model: WorldModel,
@@ -102,14 +115,19 @@ def export(
         raise SaveError(f"Cannot write {target}: {error}.") from error
     _clear(target)
     if format == "torch":
-        kind = torch.float32 if precision == "fp32" else torch.float16
-        write_tensors(target / WEIGHTS_FILE, {k: v.to(kind) for k, v in model.state_dict().items()})
-        write_text(target / CONFIG_FILE, model.config.to_json())
+        model.save_pretrained(target)
+        if precision == "fp32":
+            state = model.state_dict()
+            core = {k: v for k, v in state.items() if k.startswith(("encoder.", "predictor."))}
+            write_tensors(target / WEIGHTS_FILE, core)
         return
     with tempfile.TemporaryDirectory(dir=target, prefix=".export.") as temporary:
         rows = _calibration_rows(model, calibration) if precision == "int8" else {}
-        for name, part in _parts(model).items():
-            _write_part(part, Path(temporary) / name, format, precision, rows.get(name, []))
+        parts = _parts(model)
+        for name, part in parts.items():
+            # Heads read what the encoder gives.
+            of_part = rows.get(name) or [row[:1] for row in rows.get("world_model", [])]
+            _write_part(part, Path(temporary) / name, format, precision, of_part)
         try:
             for written in sorted(Path(temporary).iterdir()):
                 written.replace(target / written.name)
@@ -121,7 +139,7 @@ def export(
         "backend": format,
         "precision": precision,
         "space": model.space,
-        "parts": list(PARTS),
+        "parts": list(parts),
         "made_with": _versions(format),
     }
     # Last: a folder that has it is whole.
@@ -166,21 +184,26 @@ def require_package(package: str, extra: str) -> None:
 def _clear(folder: Path) -> None:
     """Take away what an export before this one left, its mark first."""
     remove(folder / EXPORT_FILE)
-    for name in PARTS:
+    for name in (*PARTS, "task-*"):
         for suffix in (".xml", ".bin", ".onnx", ".onnx.data"):
-            remove(folder / f"{name}{suffix}")
+            for path in list(folder.glob(f"{name}{suffix}")):
+                remove(path)
     remove(folder / WEIGHTS_FILE)
 
 
 def _parts(model: WorldModel) -> dict[str, _Part]:
-    """What is exported: graphs by name, those of `iwm.runtimes.PARTS`."""
+    """What is exported: graphs by name, those of `iwm.runtimes.PARTS` and one a classification task."""
     size, side = model.preprocess.size, model._grid[0]
     vectors = model.encode_photometry(torch.zeros(2, 2, 7))
     tokens = torch.zeros(2, side * side, model.config.encoder.width)
-    return {
+    parts = {
         "encoder": _Part(_Encode(model), (torch.zeros(2, 3, size, size),), ("images",)),
         "world_model": _Part(_Act(model), (tokens, vectors), ("source", "action")),
     }
+    for task, described in model.config.tasks.items():
+        if described.kind == "classification":
+            parts[task_part(task)] = _Part(_Classify(model, task), (tokens,), ("tokens",))
+    return parts
 
 
 def _write_part(
@@ -202,7 +225,7 @@ def _write_part(
     onnx_path = path.with_suffix(".onnx")
     with _quiet():
         torch.onnx.export(
-            program, f=onnx_path, input_names=part.names, output_names=["tokens"], dynamo=True,
+            program, f=onnx_path, input_names=part.names, output_names=["out"], dynamo=True,
             external_data=sum(p.numel() for p in part.module.parameters()) > _LARGE, verbose=False,
         )  # fmt: skip
     if precision == "fp16":

@@ -224,7 +224,7 @@ class _Fetch:
         limit = _MAX_TEXT_BYTES
         config = cached(self.repo, CONFIG_FILE, commit, self.options)
         if name.endswith(".safetensors") and config:
-            limit = max_weight_bytes(read_config(config.parent))
+            limit = max_weight_bytes(read_config(config.parent), name)
         if size > limit:
             raise IncompatibleWeightsError(
                 f"{name} of {self.repo} has {size:,} bytes; by its config it can have {limit:,}. "

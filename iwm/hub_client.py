@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from iwm.config import TASK_NAME
 from iwm.errors import InvalidConfigError, IWMError, UnknownModelError, WeightsUnavailableError, quoted
 from iwm.integrity import Digest, Verify
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 KNOWN_FILES = re.compile(
-    r"config\.json|(model|student|task-[a-z0-9][a-z0-9_-]{0,63})\.safetensors|README\.md|LICENSE"
+    rf"config\.json|(model|student|decoder|task-{TASK_NAME})\.safetensors|README\.md|LICENSE"
 )
 """All that is ever fetched from a repository; nothing among it can hold code."""
 

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from iwm.config import PreprocessConfig
@@ -44,6 +44,8 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LONGEST = 4
+"""A side of an uncropped image, over the model's size: attention grows with its fourth power."""
 _KINDS = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] tensor"
 
 
@@ -86,6 +88,32 @@ class Preprocess:
             return self._resize_tensor(pixels)
         return to_tensor(self._resize(open_rgb(image)))
 
+    def whole(self, image: ImageLike, patch: int) -> tuple[Tensor, tuple[int, int]]:
+        """Prepare all of an image, uncropped, for a task that is about every pixel.
+
+        Its sides become the nearest multiples of the patch, 2 patches at least. An image with a
+        side of more than four times the model's size is shrunk as a whole to that.
+
+        Args:
+            image: as for a call.
+            patch: side of the model's patches in pixels.
+
+        Returns:
+            Pixels `[3, H, W]` in [0, 1], and height and width of the image as it was given.
+        """
+        given = check_pixels(image[None]) if isinstance(image, Tensor) else open_rgb(image)
+        if isinstance(given, Tensor):
+            height, width = given.shape[2:]
+        else:
+            width, height = given.size
+        scale = min(1.0, _LONGEST * self.size / max(height, width))
+        rows, columns = (max(round(side * scale / patch), 2) * patch for side in (height, width))
+        if isinstance(given, Tensor):
+            return _interpolated(given, rows, columns)[0], (height, width)
+        if (height, width) != (rows, columns):
+            given = given.resize((columns, rows), Image.Resampling.BICUBIC)
+        return to_tensor(given), (height, width)
+
     def _resize(self, image: Image.Image) -> Image.Image:
         image = image.crop(_centre(image.width, image.height))
         width, height = _shorter_side(image.width, image.height, self.config.resize)
@@ -98,22 +126,23 @@ class Preprocess:
         left, top, right, bottom = _centre(pixels.shape[2], pixels.shape[1])
         pixels = pixels[:, top:bottom, left:right]
         width, height = _shorter_side(pixels.shape[2], pixels.shape[1], self.config.resize)
-        resized = F.interpolate(
-            pixels[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False
-        )[0].clamp_(0.0, 1.0)
+        resized = _interpolated(pixels[None], height, width)[0]
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return resized[:, top : top + self.size, left : left + self.size]
 
 
+def _interpolated(pixels: Tensor, height: int, width: int) -> Tensor:
+    """`[B, 3, H, W]` at another size; as it is where the size is the same."""
+    if pixels.shape[2:] == (height, width):
+        return pixels
+    moved = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    return moved.clamp_(0.0, 1.0)
+
+
 def iterate(images: Images) -> Iterator[ImageLike]:
     """One image at a time from anything a user may pass; nothing is read before it is asked for."""
-    if isinstance(images, Tensor):
-        if images.ndim == 4:
-            yield from images
-        else:
-            yield images
-    elif isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
-        yield images
+    if is_single(images):
+        yield cast(ImageLike, images)
     elif isinstance(images, Iterable):
         yield from images
     else:
@@ -150,11 +179,16 @@ def _is_image(path: Path) -> bool:
 
 def count(images: Images) -> int | None:
     """How many images there are, where that can be told without reading them."""
-    if isinstance(images, Tensor):
-        return len(images) if images.ndim == 4 else 1
-    if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
+    if is_single(images):
         return 1
     return len(images) if isinstance(images, Sized) else None
+
+
+def is_single(images: Images) -> bool:
+    """Whether one image was given, and not several."""
+    if isinstance(images, Tensor):
+        return images.ndim != 4
+    return isinstance(images, str | os.PathLike | Image.Image | np.ndarray)
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -209,6 +243,8 @@ def open_rgb(image: ImageLike | bytes, at_least: int | None = None, name: str = 
             raise InvalidImageError(
                 f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first."
             ) from error
+        except UnidentifiedImageError as error:  # Its words name a stream in memory, not the image.
+            raise InvalidImageError(f"Cannot read {path} as an image: no format that Pillow knows") from error
         except Exception as error:  # Decoders of damaged files raise many kinds.
             raise InvalidImageError(f"Cannot read {path} as an image: {error}") from error
     raise InvalidImageError(f"Cannot read a {type(image).__name__} as an image; expected {_KINDS}.")

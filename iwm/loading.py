@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from iwm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config
+from iwm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config, task_file
 from iwm.config import WorldModelConfig
 from iwm.device import resolve_device
-from iwm.downloads import copy_files, local_files, verified_folder
+from iwm.downloads import Source, copy_files, local_files, open_source
 from iwm.errors import (
     IncompatibleWeightsError,
     InvalidConfigError,
@@ -25,7 +25,8 @@ from iwm.errors import (
 from iwm.hub import Fetched, RepoName, fetch
 from iwm.hub_client import HubOptions
 from iwm.integrity import Verify, check_verify
-from iwm.world_model import Branch, WorldModel, check_choices, files_of
+from iwm.stored import Branch, check_choices, files_of
+from iwm.world_model import WorldModel
 from iwm.zoo import DEFAULT, ZOO, HubFiles
 
 
@@ -64,7 +65,8 @@ def load(
             `hf-hub:` before it where a folder has the same name.
         pretrained: False builds the architecture with random weights; of a repository only the
             config is fetched, which may ask for 10^10 parameters (40 GB).
-        task: a task head to load with it.
+        task: a task whose adapter is to be loaded with it, and which `classify` and `segment`
+            take by default. Other adapters are loaded, and where need be fetched, at first use.
         device: where to put it; `auto` is CUDA where there is one.
         dtype: of the weights; None is float32.
         branch: `teacher`, the encoder inference uses by default, or `student`, the
@@ -75,7 +77,7 @@ def load(
         local_files_only: make no request; `HF_HUB_OFFLINE=1` says the same.
         token: of the Hub; None is `HF_TOKEN`, or what `hf auth login` stored.
         backend: what runs the model. `openvino` and `onnx` take a folder that `model.export` wrote,
-            and no other option.
+            and of the other options `task` alone.
         verify: fetched files are compared with their published hashes; `once` hashes a file when
             it has come or changed since it was last hashed, `always` at every load.
 
@@ -93,26 +95,36 @@ def load(
     """
     name = name if isinstance(name, str) else os.path.abspath(name)  # A path is never a zoo name.
     if backend != "torch":
-        plain = pretrained and task is None and dtype is None and branch == "teacher" and revision is None
-        return _load_export(name, backend, plain=plain and str(device) in ("cpu", "auto"))
-    if task is not None:
-        raise UnknownTaskError(f'"{name}" has no task "{task}": no heads are published yet. Leave task out.')
+        plain = pretrained and dtype is None and branch == "teacher" and revision is None
+        return _load_export(name, backend, task, plain=plain and str(device) in ("cpu", "auto"))
     check_choices(branch, dtype)
     check_verify(verify)
     options = HubOptions(cache_dir=cache_dir, local_files_only=local_files_only, token=token, verify=verify)
     target = resolve_device(device)
     if not pretrained:
-        model = WorldModel(read_architecture(name, revision, options))
+        if task is not None:
+            raise UnknownTaskError(f'Random weights solve no task; leave out task="{task}" or pretrained.')
+        model = WorldModel(
+            read_architecture(name, revision, options).replace(adapters={}, decoder=None, tuned="")
+        )
         return model.to(device=target, dtype=dtype or torch.float32)
     if os.path.isfile(os.path.join(name, "export.json")):
         raise IncompatibleWeightsError(
             f'{name} was exported for another runtime; load it with backend="openvino" or "onnx".'
         )
-    folder = find_folder(name, files_of(branch), revision, options)
-    return WorldModel.read(folder, target, dtype, branch)
+    names = files_of(branch)
+    source = find_model(name, names if task is None else [CONFIG_FILE], revision, options)
+    if task is not None:
+        adapter = read_config(source.folder).adapter_of(task)
+        source.have([*names, task_file(adapter)])
+    model = WorldModel.read(source, target, dtype, branch)
+    if task is not None:
+        model.load_adapter(adapter)
+        model.default_task = task
+    return model
 
 
-def _load_export(name: str, backend: str, *, plain: bool) -> WorldModel:
+def _load_export(name: str, backend: str, task: str | None, *, plain: bool) -> WorldModel:
     """Open an exported folder with its runtime, which is imported only now."""
     from iwm.runtimes import BACKENDS, read_export
 
@@ -125,10 +137,14 @@ def _load_export(name: str, backend: str, *, plain: bool) -> WorldModel:
         )
     if not plain:
         raise InvalidConfigError(
-            f'backend="{backend}" runs what was exported, on the CPU; leave out pretrained, task, dtype, '
+            f'backend="{backend}" runs what was exported, on the CPU; leave out pretrained, dtype, '
             "device, branch and revision."
         )
-    return read_export(Path(name), backend)
+    model = read_export(Path(name), backend)
+    if task is not None:
+        model.load_adapter(model.config.adapter_of(task))
+        model.default_task = task
+    return model
 
 
 def read_architecture(
@@ -142,15 +158,15 @@ def read_architecture(
     entry = ZOO.get(name)
     if entry and not entry.embedded:
         return entry.config
-    return read_config(find_folder(name, [CONFIG_FILE], revision, options))
+    return read_config(find_model(name, [CONFIG_FILE], revision, options).folder)
 
 
-def find_folder(
+def find_model(
     name: str,
     names: Collection[str] = (CONFIG_FILE, WEIGHTS_FILE),
     revision: str | None = None,
     options: HubOptions | None = None,
-) -> Path:
+) -> Source:
     """Where the files of a name are, verified as far as they were fetched.
 
     Args:
@@ -171,13 +187,15 @@ def find_folder(
             raise UnknownModelError(
                 f'No model, folder or repository is called "{name}".{nearest(name, ZOO)} See `iwm list`.'
             )
-        return verified_folder(name, names, revision, options)
+        return open_source(name, names, revision, options)
     if entry.hub is not None:
-        return fetch_entry(entry.hub, names, revision, options).folder
+        folder = fetch_entry(entry.hub, names, revision, options).folder
+        pinned = folder.name == entry.hub.revision
+        return Source(folder, entry.hub.repo, entry.hub.sha256 if pinned else None, options)
     if revision is not None:
         raise UnknownModelError(f'"{name}" is not on the Hub and has no revisions; leave revision out.')
     if entry.embedded:
-        return entry.folder
+        return Source(entry.folder, options=options)
     raise WeightsUnavailableError(
         f'Nobody has published weights for "{name}" yet (recipe only). Train them with '
         f'`{entry.recipe_command}` and load the result with iwm.load("DIR"), or build it with '
@@ -210,7 +228,7 @@ def download(name: str, to: Path | None = None, options: HubOptions | None = Non
     if entry and entry.hub:
         fetched = fetch_entry(entry.hub, None, None, options)
     elif entry:
-        fetched = local_files(find_folder(name), name)
+        fetched = local_files(find_model(name).folder, name)
     elif parsed:
         fetched = fetch(parsed.repo, parsed.revision, options=options)
     else:

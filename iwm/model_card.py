@@ -9,7 +9,8 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-from iwm.config import Json, WorldModelConfig
+from iwm.config import WorldModelConfig
+from iwm.fields import Json
 
 _PAPER = "https://arxiv.org/abs/2403.00504"
 _SPLITS = ("train", "val", "valid", "validation", "test", "images")
@@ -44,9 +45,11 @@ def scores(metrics: Json) -> dict[str, tuple[str, float]]:
         if not isinstance(metric, dict):
             continue
         overall = metric.get("overall")
-        kind, value = (
-            ("mrr", overall.get("mrr")) if isinstance(overall, dict) else ("accuracy", metric.get("accuracy"))
-        )
+        if isinstance(overall, dict):
+            kind, value = "mrr", overall.get("mrr")
+        else:
+            kind = "miou" if "miou" in metric else "accuracy"
+            value = metric.get(kind)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
             found[name] = (kind, float(value))
     return found
@@ -73,12 +76,17 @@ def _front_matter(config: WorldModelConfig, repo_id: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     known = config.license.lower() in _LICENSES
+    measured = [("image-feature-extraction", config.metrics)]
+    for adapter in config.adapters.values():
+        for name, task in adapter.tasks.items():
+            measured.append((f"image-{task.kind}", {name: adapter.metrics.get(name)}))
     results = [
         EvalResult(
-            task_type="image-feature-extraction", dataset_type=_dataset_of(name, config), metric_type=kind,
-            dataset_name=_dataset_of(name, config), metric_name=name, metric_value=round(value, 4),
+            task_type=kind_of_task, dataset_type=_dataset_of(name, metrics[name]), metric_type=kind,
+            dataset_name=_dataset_of(name, metrics[name]), metric_name=name, metric_value=round(value, 4),
         )
-        for name, (kind, value) in scores(config.metrics).items()
+        for kind_of_task, metrics in measured
+        for name, (kind, value) in scores(metrics).items()
     ]  # fmt: skip
     card = ModelCardData(
         license=config.license.lower() if known else "other",
@@ -95,9 +103,9 @@ def _front_matter(config: WorldModelConfig, repo_id: str) -> str:
     return card.to_yaml().strip()
 
 
-def _dataset_of(name: str, config: WorldModelConfig) -> str:
+def _dataset_of(name: str, metric: Json) -> str:
     """What a metric was measured on, by its command's data folder, else by its own name."""
-    command = str(config.metrics[name].get("command", "")).split()
+    command = str(metric.get("command", "")).split()
     for option in ("--data", "--val"):
         if option in command[:-1]:
             named = datasets({"data": [{"folder": command[command.index(option) + 1]}]})
@@ -120,7 +128,8 @@ def _body(config: WorldModelConfig, repo_id: str) -> str:
         "",
         f'model = iwm.load("{repo_id}")',
         'latent = model.encode("photo.jpg")',
-        "moved = model.apply_action(latent, iwm.Action(brightness=1.4))",
+        *([] if config.tuned else ["moved = model.apply_action(latent, iwm.Action(brightness=1.4))"]),
+        *_example(config),
         "```",
         "",
         "| | |",
@@ -136,6 +145,7 @@ def _body(config: WorldModelConfig, repo_id: str) -> str:
         f"| licence of the weights | {_line(config.license)} |",
         "",
     ]
+    lines += _tasks(config)
     measured = scores(config.metrics)
     if measured:
         lines += ["## Scores", "", "| metric | value | command |", "|---|---|---|"]
@@ -148,6 +158,36 @@ def _body(config: WorldModelConfig, repo_id: str) -> str:
     lines += _training(config)
     lines += ["## Citation", "", "```bibtex", CITATION, "```", ""]
     return "\n".join(lines)
+
+
+def _example(config: WorldModelConfig) -> list[str]:
+    """A line for the first task."""
+    for name, task in config.tasks.items():
+        if task.kind == "segmentation":
+            return [f'classes = model.segment("photo.jpg", task="{name}")  # [H, W]']
+        return [f'print(model.classify(latent, task="{name}", topk=3))']
+    return []
+
+
+def _tasks(config: WorldModelConfig) -> list[str]:
+    if not config.adapters:
+        return []
+    lines = ["## Tasks", "", "| task | classes | head | score | adapter | data | licence |", "|---" * 7 + "|"]
+    for adapter_name, adapter in config.adapters.items():
+        measured = scores(adapter.metrics)
+        size = f"{config.adapter_parameters(adapter_name) / 1e6:.2f} M parameters"
+        for name, task in adapter.tasks.items():
+            kind, value = measured.get(name, ("", 0.0))
+            cells = (
+                name, len(task.labels), f"{task.head} ({task.kind})",
+                f"{kind} {value:.3f}" if kind else "not measured", f"{adapter_name}, {size}",
+                ", ".join(datasets(adapter.provenance)) or "not recorded", adapter.license,
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(map(_line, cells))} |")
+    lines.append("")
+    if config.tuned:
+        lines += ["The model itself was finetuned for them: its world model no longer applies actions.", ""]
+    return lines
 
 
 def _training(config: WorldModelConfig) -> list[str]:

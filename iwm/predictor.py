@@ -25,7 +25,7 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from iwm.config import VECTOR_SIZE, WorldModelConfig
-from iwm.encoder import NORM_EPS, BlockNorm, sincos_positions, take_tokens
+from iwm.encoder import NORM_EPS, BlockNorm, run_blocks, sincos_positions, take_tokens
 
 
 class Predictor(nn.Module):
@@ -74,49 +74,87 @@ class Predictor(nn.Module):
         Returns:
             `[B, T, D]`, in the order of `targets`.
         """
-        weight = self.project_in.weight
-        positions_NP = sincos_positions(self.config.width, grid, self.train_grid, weight)
-        context = self.project_in(source)
-        condition = None if self.embed_action is None else self.embed_action(action)
-        layout = self._append if self.config.layout == "append" else self._inplace
-        out = layout(context, action, condition, positions_NP, visible, targets)
+        x, read = self._sequence(source, action, grid, visible, targets)
+        out = self._run(x, action)[-1][:, read]
+        if targets is not None and self.config.layout == "inplace":
+            out = take_tokens(out, targets)
+        out = self._project_out(out)
         return out if out.shape[0] == action.shape[0] else out.expand(action.shape[0], -1, -1)
 
-    def _append(
+    def respond(
         self,
-        context_BVP: Tensor,
-        action_BA: Tensor,
-        condition_BP: Tensor | None,
-        positions_NP: Tensor,
-        visible: Tensor | None,
-        targets: Tensor | None,
+        source: Tensor,
+        action: Tensor,
+        grid: tuple[int, int],
+        *,
+        token: Tensor | None = None,
+        extra: Tensor | None = None,
     ) -> Tensor:
-        mask_BTP = self.mask_token + _positions_at(positions_NP, targets, context_BVP.shape[0])
-        seen = context_BVP + _positions_at(positions_NP, visible, context_BVP.shape[0])
-        x = _joined(seen, self._mix(mask_BTP, action_BA))
-        x = self._run(x, action_BA, condition_BP)[:, context_BVP.shape[1] :]
-        return self._project_out(x)
+        """What a head reads when the whole source is seen [section 5.1].
 
-    def _inplace(
+        Args:
+            source: tokens `[B, N, D]`.
+            action: vectors `[B, A]`.
+            grid: patches along height and width.
+            token: `[B, 1, P]`, predicted instead of the image: a mask token without a place.
+            extra: `[B, K, P]`, join the sequence and are not read (task tokens).
+
+        Returns:
+            Not yet normalised: `[B, N, D]`, without `extra` the same as `forward`; or `[B, 1, D]`.
+        """
+        x, read = self._sequence(source, action, grid, token=token)
+        return self._project_out(self._run(x, action, extra)[-1][:, read])
+
+    def features(
         self,
-        context_BVP: Tensor,
+        source: Tensor,
+        action: Tensor,
+        grid: tuple[int, int],
+        *,
+        extra: Tensor | None = None,
+        count: int = 4,
+    ) -> list[Tensor]:
+        """Tokens of the whole image after each of the last blocks, for dense heads [App. A.2].
+
+        Arguments are those of `respond`; `count` as for `Encoder.features`.
+
+        Returns:
+            `count` times `[B, N, P]`.
+        """
+        x, read = self._sequence(source, action, grid)
+        return [tokens[:, read] for tokens in self._run(x, action, extra, count)]
+
+    def _sequence(
+        self,
+        source: Tensor,
         action_BA: Tensor,
-        condition_BP: Tensor | None,
-        positions_NP: Tensor,
-        visible: Tensor | None,
-        targets: Tensor | None,
-    ) -> Tensor:
-        if visible is None:
-            x = context_BVP
+        grid: tuple[int, int],
+        visible: Tensor | None = None,
+        targets: Tensor | None = None,
+        token: Tensor | None = None,
+    ) -> tuple[Tensor, slice]:
+        """What the first block reads, and where in it the output is."""
+        positions_NP = sincos_positions(self.config.width, grid, self.train_grid, self.project_in.weight)
+        context_BVP = self.project_in(source)
+        if self.config.layout == "inplace":
+            x = self._mix(self._spread(context_BVP, visible, positions_NP) + positions_NP, action_BA)
+            if token is None:
+                return x, slice(x.shape[1])
         else:
-            x = self.mask_token.to(context_BVP.dtype).repeat(len(context_BVP), len(positions_NP), 1)
-            index = visible.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-            x = x.scatter(1, index, context_BVP)
-        x = self._mix(x + positions_NP, action_BA)
-        x = self._run(x, action_BA, condition_BP)
-        if targets is not None:
-            x = take_tokens(x, targets)
-        return self._project_out(x)
+            x = context_BVP + _positions_at(positions_NP, visible, context_BVP.shape[0])
+            if token is None:
+                token = self.mask_token + _positions_at(positions_NP, targets, context_BVP.shape[0])
+        start = x.shape[1]
+        x = _joined(x, self._mix(token.to(x.dtype), action_BA))
+        return x, slice(start, x.shape[1])
+
+    def _spread(self, context_BVP: Tensor, visible: Tensor | None, positions_NP: Tensor) -> Tensor:
+        """Context tokens at their places, mask tokens elsewhere, `[B, N, P]`."""
+        if visible is None:
+            return context_BVP
+        x = self.mask_token.to(context_BVP.dtype).repeat(len(context_BVP), len(positions_NP), 1)
+        index = visible.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        return x.scatter(1, index, context_BVP)
 
     def _mix(self, tokens_BTP: Tensor, action_BA: Tensor) -> Tensor:
         """Feature conditioning: concatenate the action to every token and mix."""
@@ -133,14 +171,14 @@ class Predictor(nn.Module):
         mixed: Tensor = self.mix(torch.cat((tokens_BTP, spread), dim=-1))
         return mixed
 
-    def _run(self, x: Tensor, action_BA: Tensor, condition_BP: Tensor | None) -> Tensor:
-        """The blocks; action tokens come after all others and are dropped again."""
-        length = x.shape[1]
+    def _run(self, x: Tensor, action_BA: Tensor, extra: Tensor | None = None, count: int = 1) -> list[Tensor]:
+        """Tokens after the last blocks; extra and action tokens come after all others."""
+        if extra is not None:
+            x = torch.cat((x, extra.to(x.dtype)), dim=1)
         if self.action_tokens is not None:
             x = _joined(x, self.action_tokens(action_BA).to(x.dtype))
-        for block in self.blocks:
-            x = block(x) if condition_BP is None else block(x, condition_BP)
-        return x[:, :length]
+        condition = () if self.embed_action is None else (self.embed_action(action_BA),)
+        return run_blocks(self.blocks, x, *condition, count=count)
 
     def _project_out(self, x: Tensor) -> Tensor:
         out: Tensor = self.project_out(self.norm(x))
@@ -173,14 +211,18 @@ class AdaLNBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.modulation = nn.Linear(width, 6 * width)
+        self.drop_path1: nn.Module = nn.Identity()
+        self.drop_path2: nn.Module = nn.Identity()
 
     def forward(self, x_BTP: Tensor, condition_BP: Tensor) -> Tensor:
         """`x` `[B, T, P]`, one condition `[B, P]` per sample."""
         modulation = self.modulation(condition_BP).unsqueeze(1)
         scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
-        x_BTP = x_BTP + (1 + gate1) * self.attn(torch.addcmul(shift1, self.norm1(x_BTP), 1 + scale1))
-        moved: Tensor = (1 + gate2) * self.mlp(torch.addcmul(shift2, self.norm2(x_BTP), 1 + scale2))
-        return x_BTP + moved
+        attended = (1 + gate1) * self.attn(torch.addcmul(shift1, self.norm1(x_BTP), 1 + scale1))
+        x_BTP = x_BTP + self.drop_path1(attended)
+        moved = (1 + gate2) * self.mlp(torch.addcmul(shift2, self.norm2(x_BTP), 1 + scale2))
+        out: Tensor = x_BTP + self.drop_path2(moved)
+        return out
 
 
 def _joined(x: Tensor, y: Tensor) -> Tensor:

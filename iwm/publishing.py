@@ -46,8 +46,8 @@ class Published:
 
     def __str__(self) -> str:
         e, p = self.config.encoder, self.config.predictor
-        # What the checkpoint says of its training stays in the checkpoint.
-        plain = self.config.replace(recipe={}, provenance={}, metrics={})
+        # What the checkpoint says of its training and its tasks stays in the checkpoint.
+        plain = self.config.replace(recipe={}, provenance={}, metrics={}, adapters={}, decoder=None)
         table = "".join(f"            {name!r}: {value!r},\n" for name, value in self.hub.sha256.items())
         return (
             "ZooEntry(\n"
@@ -83,7 +83,7 @@ def push(
         UnknownModelError: no such folder, or no such organisation.
         WeightsUnavailableError: no model in the folder, or the Hub cannot be reached or refuses.
         InvalidConfigError: the folder's config, or the name of the repository, cannot be used.
-        IncompatibleWeightsError: the folder's weights do not fit its config.
+        IncompatibleWeightsError: the folder's weights or adapters do not fit its config.
         IntegrityError: what the Hub holds afterwards is not what was sent.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -96,7 +96,12 @@ def push(
         raise WeightsUnavailableError(
             f"HF_HUB_OFFLINE is set, and {name.repo} cannot be published without a request; unset it."
         )
-    config = WorldModel.from_pretrained(folder).config
+    model = WorldModel.from_pretrained(folder)
+    config = model.config
+    for adapter in config.adapters:
+        model.load_adapter(adapter)
+    if config.decoder:
+        model.load_decoder()
     if (folder / STUDENT_FILE).exists():
         WorldModel.from_pretrained(folder, branch="student")
     contents = _contents(folder, config, name.repo)

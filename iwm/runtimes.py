@@ -6,10 +6,11 @@ acts, and reads edits with the solver that needs no gradient; it cannot be train
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
@@ -26,11 +27,14 @@ from iwm.errors import (
     WeightsUnavailableError,
     quoted,
 )
-from iwm.images import Preprocess
+from iwm.images import Images, Preprocess
 from iwm.world_model import WorldModel
 
 if TYPE_CHECKING:
     import os
+
+    from iwm.adapter import Adapter
+    from iwm.decoder import Decoder
 
 EXPORT_FILE = "export.json"
 EXPORT_FORMAT = 1
@@ -76,25 +80,52 @@ class RuntimePredictor(nn.Module):
         return torch.from_numpy(self.run(sources.numpy(), action.detach().numpy()))
 
 
+class RuntimeAdapter(nn.Module):
+    """Class scores of tokens, by another runtime; a task's graph is opened when it is first asked for."""
+
+    def __init__(self, open_task: Callable[[str], Run]) -> None:
+        super().__init__()
+        self.open_task = functools.cache(open_task)
+
+    def forward(self, model: WorldModel, tokens: Tensor, grid: tuple[int, int], task: str) -> Tensor:
+        """Logits `[B, K]`, as `Adapter.forward`."""
+        return torch.from_numpy(self.open_task(task)(tokens.numpy()))
+
+
 class ExportedModel(WorldModel):
     """A `WorldModel` run by another runtime; made by `iwm.load(folder, backend=...)`."""
 
     differentiable = False
 
-    def __init__(self, config: WorldModelConfig, encode: Run, act: Run, space: str) -> None:
+    def __init__(
+        self, config: WorldModelConfig, encode: Run, act: Run, open_task: Callable[[str], Run], space: str
+    ) -> None:
         nn.Module.__init__(self)
         self.config = config
         self.encoder = RuntimeEncoder(encode, config)  # type: ignore[assignment]
         self.predictor = RuntimePredictor(act, config)  # type: ignore[assignment]
-        self.heads = nn.ModuleDict()
+        self.adapters = nn.ModuleDict()
+        self.decoder, self.default_task, self.source = None, None, None
         self.preprocess = Preprocess(config.preprocess)
-        self._name_of_space, self._warned = space, False
+        self._adapter, self._name_of_space = RuntimeAdapter(open_task), space
         self.eval()
 
     @property
     def space(self) -> str:
         """Fingerprint of the encoder it was exported from: their latents may be mixed."""
         return self._name_of_space
+
+    def load_adapter(self, name: str) -> Adapter:
+        """What runs the exported tasks."""
+        return cast("Adapter", self._adapter)
+
+    def load_decoder(self) -> Decoder:
+        """Raises `InvalidConfigError`: decoders are not exported."""
+        raise InvalidConfigError("Decoders are not exported; decode with the model this was made from.")
+
+    def segment(self, image: Images, task: str | None = None) -> Tensor | list[Tensor]:
+        """Raises `InvalidConfigError`: segmentation takes images of any size, an export of one."""
+        raise InvalidConfigError("Segmentation is not exported; use the model this was made from.")
 
     @property
     def _like(self) -> Tensor:
@@ -143,8 +174,18 @@ def read_export(folder: Path, backend: str) -> ExportedModel:
                 f"No {path.name} in {folder}. Copy the whole folder, or export again."
             )
     opened = open_openvino if backend == "openvino" else open_onnx
+
+    def open_task(task: str) -> Run:
+        """The graph of a classification task."""
+        path = folder / f"{task_part(task)}{suffix_of(backend)}"
+        if not path.is_file():
+            raise WeightsUnavailableError(
+                f"No {path.name} in {folder}. Copy the whole folder, or export again."
+            )
+        return opened(path, about["precision"])
+
     encode, act = (opened(path, about["precision"]) for path in paths)
-    return ExportedModel(config, encode, act, about["space"])
+    return ExportedModel(config, encode, act, open_task, about["space"])
 
 
 def read_about(folder: Path) -> dict[str, str] | None:
@@ -171,6 +212,11 @@ def read_about(folder: Path) -> dict[str, str] | None:
         f"{folder} was exported by iwm {quoted(made_with)} in format {quoted(version)}; this iwm reads format "
         f"{EXPORT_FORMAT}. Export the model again with this version: model.export(...)."
     )
+
+
+def task_part(task: str) -> str:
+    """Name of a classification task's graph."""
+    return f"task-{task}"
 
 
 def suffix_of(backend: str) -> str:

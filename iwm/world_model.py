@@ -7,64 +7,41 @@ compared with an encoding, pooled and stored.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from iwm.actions import Action, encode_photometry, stack_actions
-from iwm.checkpoint import (
-    CONFIG_FILE,
-    STUDENT_FILE,
-    WEIGHTS_FILE,
-    load_weights,
-    read_config,
-    save_model,
-)
-from iwm.config import WorldModelConfig
-from iwm.device import resolve_device
-from iwm.downloads import verified_folder
-from iwm.encoder import Encoder, normalize_tokens
+from iwm.encoder import normalize_tokens
 from iwm.errors import (
     IncompatibleLatentError,
     InvalidActionError,
     InvalidConfigError,
     UntrainedActionWarning,
-    WeightsUnavailableError,
-    nearest,
 )
-from iwm.hub_client import HubOptions
-from iwm.images import ImageLike, Images, Preprocess, batched, count, iterate
-from iwm.integrity import Verify
+from iwm.images import ImageLike, Images, batched, count, is_single, iterate
 from iwm.latent import Latent
-from iwm.predictor import Predictor
 from iwm.ranges import outside
+from iwm.stored import StoredModel
+from iwm.tasks import Classification, classify, find_task, segment
 
 if TYPE_CHECKING:
     from iwm.bank import Bank
     from iwm.edits import EditReport
     from iwm.export import Format, Precision
     from iwm.planning import Solver
-    from iwm.publishing import Published
     from iwm.undoing import EditReader, UndoReport
-
-Branch = Literal["teacher", "student"]
-
-_LOSSLESS = (torch.float16, torch.float32, torch.float64)
-"""What stored weights can be cast to without losing what the fingerprint is made of."""
 
 ACTION_BYTES = {"cpu": 16 << 20}
 """Of the widest activation of predictions made at a time: on a CPU what stays in its caches."""
 _OTHER_ACTION_BYTES = 1 << 30
 
 
-class WorldModel(nn.Module):
+class WorldModel(StoredModel):
     """An encoder, a world model over its latents, and heads.
 
     Made by `iwm.load` or `WorldModel.from_pretrained`; `WorldModel(config)` has random weights.
@@ -75,24 +52,16 @@ class WorldModel(nn.Module):
         config: the `WorldModelConfig`.
         encoder: images in [0, 1] to tokens.
         predictor: tokens and action vectors to predicted tokens.
-        heads: task heads by name.
+        adapters: those that are loaded; see `heads`.
+        decoder: from latents to pixels, once it is loaded; see `decode`.
+        default_task: what `classify` and `segment` take when no task is named, if it is of their kind.
         preprocess: any image to the model's input; `.size` is its side in pixels.
+        source: where its files came from, for adapters that are not loaded yet; or None.
     """
 
     differentiable = True
     """Whether predictions can be differentiated by the action; exported models cannot."""
-
-    def __init__(self, config: WorldModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.encoder, config.preprocess)
-        self.predictor = Predictor(config)
-        self.heads = nn.ModuleDict()
-        self.preprocess = Preprocess(config.preprocess)
-        self._space: tuple[tuple[tuple[int, int], ...], str] | None = None
-        self._warned = False
-        init_weights(self)
-        self.eval()
+    _warned = False
 
     @torch.no_grad()
     def encode(self, images: Images, batch_size: int = 64, progress: bool = False) -> Latent:
@@ -137,19 +106,17 @@ class WorldModel(nn.Module):
             Predicted latents, in the same space, normalised like encodings.
 
         Raises:
-            InvalidActionError: numbers that do not pair up, or something that is no action.
+            InvalidActionError: numbers that do not pair up, something that is no action, or a model
+                that was finetuned as a whole.
             IncompatibleLatentError: a latent of another encoder.
         """
+        self._check_can_act()
         if not isinstance(latent, Latent):
             raise IncompatibleLatentError(
                 f"Expected iwm.Latent, got {type(latent).__name__}; write model.encode(image), or "
                 "model.predict(image, action)."
             )
-        if latent.space != self.space:
-            raise IncompatibleLatentError(
-                f"The latent was made by another encoder (space {latent.space}, this model's is "
-                f"{self.space}); encode the image with this model."
-            )
+        self._check_space(latent)
         if isinstance(action, Action):
             actions = [action] * len(latent)
         elif isinstance(action, Iterable):
@@ -194,7 +161,104 @@ class WorldModel(nn.Module):
 
     def predict(self, images: Images, action: Action | Sequence[Action]) -> Latent:
         """Encode and act: `apply_action(encode(images), action)`."""
+        self._check_can_act()
         return self.apply_action(self.encode(images), action)
+
+    @torch.no_grad()
+    def classify(
+        self,
+        images: Images | Latent,
+        task: str | None = None,
+        topk: int = 5,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Classification:
+        """Name what images show.
+
+        Args:
+            images: as for `encode`; or latents, so that one encoder pass serves several tasks.
+            task: of classification; None is the one `iwm.load` was given, or the only one.
+            topk: classes an image; all where the task has fewer.
+            batch_size: images at a time.
+            progress: show a progress bar over images.
+
+        Returns:
+            `Classification`: for each image `topk` labels, likeliest first, and `[B, topk]`
+            probabilities. Printable.
+
+        Raises:
+            UnknownTaskError: no such task, or none named where there are several.
+            InvalidImageError: an image cannot be read.
+            IncompatibleLatentError: latents of another encoder, or none.
+            IncompatibleWeightsError: the task's adapter belongs to another encoder.
+            WeightsUnavailableError: the adapter's file cannot be had.
+            InvalidConfigError: `topk` or `batch_size` less than 1.
+        """
+        name = find_task(self.config, task, self.default_task, "classification")
+        for option, value in (("topk", topk), ("batch_size", batch_size)):
+            if value < 1:
+                raise InvalidConfigError(f"{option} is {value}; it must be at least 1.")
+        if isinstance(images, Latent):
+            self._check_space(images)
+            if not len(images):
+                raise IncompatibleLatentError("No latents were given; pass at least one.")
+            parts = (images.tokens[i : i + batch_size] for i in range(0, len(images), batch_size))
+            return classify(self, ((part.to(self._like), images.grid) for part in parts), name, topk)
+        encoded = self._encode_batches(images, batch_size, progress)
+        return classify(self, ((part, self._grid) for part in encoded), name, topk)
+
+    @torch.no_grad()
+    def segment(self, image: Images, task: str | None = None) -> Tensor | list[Tensor]:
+        """Class of every pixel.
+
+        The image is not cropped. It is resized to the nearest multiples of the patch size, and to
+        four times the model's input at most; scores are resized to its own size bilinearly.
+
+        Args:
+            image: as for `encode`.
+            task: of segmentation; None is the one `iwm.load` was given, or the only one.
+
+        Returns:
+            Indices into `labels(task)`, `[H, W]` int64, at the image's own size; a list of them
+            for several images. On the model's device.
+
+        Raises:
+            As `classify`.
+        """
+        name = find_task(self.config, task, self.default_task, "segmentation")
+        maps = [segment(self, one, name) for (one,) in batched(iterate(image), 1)]
+        return maps[0] if is_single(image) else maps
+
+    @torch.no_grad()
+    def decode(self, latent: Latent, batch_size: int = 64) -> Tensor:
+        """See latents: the images they stand for, as far as the decoder can tell.
+
+        The decoder is loaded, and where need be fetched, the first time.
+
+        Args:
+            latent: B latents, encoded or predicted.
+            batch_size: images decoded at a time.
+
+        Returns:
+            `[B, 3, H, W]` in [0, 1], of the model's input size.
+
+        Raises:
+            WeightsUnavailableError: the model has no decoder, or its file cannot be had.
+            IncompatibleLatentError: a latent of another encoder.
+            IncompatibleWeightsError: the decoder belongs to another encoder.
+        """
+        self._check_space(latent)
+        decoder = self.load_decoder()
+        parts = torch.split(latent.tokens.to(self._like), batch_size)
+        return torch.cat([decoder(part, latent.grid).float().clamp(0, 1) for part in parts])
+
+    def labels(self, task: str | None = None) -> tuple[str, ...]:
+        """Names of a task's classes, in the order of its outputs; None as for `classify`.
+
+        Raises:
+            UnknownTaskError: no such task, or none named where there are several.
+        """
+        return self.config.tasks[find_task(self.config, task, self.default_task)].labels
 
     def infer_action(
         self,
@@ -287,47 +351,6 @@ class WorldModel(nn.Module):
         """
         return encode_photometry(params.to(self._like), self.config.actions.encoding)
 
-    @property
-    def space(self) -> str:
-        """Fingerprint of the encoder: latents of one space may be mixed.
-
-        Of its weights in float16, as they are stored, its sizes and its pixel normalisation. A
-        model that is moved or cast keeps it; one whose weights change does not.
-        """
-        key = self._encoder_state()
-        if self._space is None or self._space[0] != key:
-            e, p = self.config.encoder, self.config.preprocess
-            sizes = [e.width, e.depth, e.heads, e.patch_size, e.image_size, e.mlp_ratio, *p.mean, *p.std]
-            digest = hashlib.sha256(f"1 {[float(v) for v in sizes]}".encode())
-            for name, tensor in sorted(self.encoder.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
-            self._space = (key, digest.hexdigest()[:16])
-        return self._space[1]
-
-    def _encoder_state(self) -> tuple[tuple[int, int], ...]:
-        """Changes when a weight is replaced or changed in place."""
-        return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.encoder.parameters())
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast, keeping the fingerprint; it is taken first where bits of it would be lost."""
-        weight = self._like
-        known = self._space[1] if self._space and self._space[0] == self._encoder_state() else None
-        if known is None and not weight.is_meta and fn(weight.detach()[:1, :1]).dtype not in _LOSSLESS:
-            known = self.space
-        moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if known:
-            self._space = (self._encoder_state(), known)
-        return moved  # type: ignore[no-any-return]
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` (float16) into a folder.
-
-        Raises:
-            SaveError: the folder cannot be written; what was there before is untouched.
-        """
-        save_model(Path(folder), self.config, self)
-
     def export(
         self,
         folder: str | os.PathLike[str],
@@ -351,95 +374,24 @@ class WorldModel(nn.Module):
 
         export(self, folder, format=format, precision=precision, calibration=calibration)
 
-    def push_to_hub(
-        self, repo_id: str, *, private: bool = False, token: str | None = None, message: str | None = None
-    ) -> Published:
-        """Publish on the Hugging Face Hub: weights, config and a model card written from the config.
-
-        Prints the finished zoo entry, ready to paste.
-
-        Args:
-            repo_id: `org/name`; it is made if it does not exist.
-            private: whether a new repository is private.
-            token: of the Hub, with permission to write; None is the stored one.
-            message: of the commit.
-
-        Raises:
-            InvalidConfigError: `repo_id` is no name for a repository.
-            UnknownModelError: no such organisation.
-            WeightsUnavailableError: the Hub cannot be reached, or refuses.
-            IntegrityError: what the Hub holds afterwards is not what was sent.
-            SaveError: no room for a copy of the weights in the temporary folder.
-        """
-        from iwm.publishing import push
-
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            published = push(Path(folder), repo_id, private=private, token=token, message=message)
-        print(published)
-        return published
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_repo: str | os.PathLike[str],
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-        branch: Branch = "teacher",
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | None = None,
-        verify: Verify = "once",
-    ) -> WorldModel:
-        """Load a model folder or a repository of the Hub, strictly.
-
-        Arguments are those of `iwm.load`, which takes zoo names as well.
-
-        Raises:
-            UnknownModelError: no such folder, repository or revision.
-            WeightsUnavailableError: files missing, or the Hub cannot give them.
-            IntegrityError: a fetched file is not what was published.
-            InvalidConfigError: its config, or the device, cannot be used.
-            IncompatibleWeightsError: its weights do not fit its config.
-        """
-        options = HubOptions(
-            cache_dir=cache_dir, local_files_only=local_files_only, token=token, verify=verify
-        )
-        check_choices(branch, dtype)
-        folder = verified_folder(path_or_repo, files_of(branch), revision, options)
-        return cls.read(folder, device, dtype, branch)
-
-    @classmethod
-    def read(
-        cls,
-        folder: Path,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-        branch: Branch = "teacher",
-    ) -> WorldModel:
-        """Load a model folder as it is; errors are those of `from_pretrained`."""
-        config = read_config(folder)
-        kind = dtype or torch.float32
-        with torch.device("meta"):
-            model = cls(config)
-        load_weights(folder / WEIGHTS_FILE, model, kind if kind in _LOSSLESS else torch.float32)
-        if branch == "student":
-            if not (folder / STUDENT_FILE).is_file():
-                raise WeightsUnavailableError(f'{folder} holds no {STUDENT_FILE}; use branch="teacher".')
-            load_weights(folder / STUDENT_FILE, model.encoder, model._like.dtype)
-        return model.to(device=resolve_device(device), dtype=kind).eval()
-
-    @property
-    def _like(self) -> Tensor:
-        """A tensor of the model's device and dtype."""
-        return self.predictor.project_in.weight
-
     @property
     def _grid(self) -> tuple[int, int]:
         side = self.preprocess.size // self.config.encoder.patch_size
         return side, side
+
+    def _check_space(self, latent: Latent) -> None:
+        if latent.space != self.space:
+            raise IncompatibleLatentError(
+                f"The latent was made by another encoder (space {latent.space}, this model's is "
+                f"{self.space}); encode the image with this model."
+            )
+
+    def _check_can_act(self) -> None:
+        if self.config.tuned:
+            raise InvalidActionError(
+                f'"{self.config.name}" was finetuned for {", ".join(self.config.tasks) or "a task"}, and its '
+                "world model no longer fits its latents. Load the model it was made from to apply actions."
+            )
 
     def _encode_batches(self, images: Images, batch_size: int, progress: bool) -> Iterator[Tensor]:
         stream: Iterable[ImageLike] = iterate(images)
@@ -449,28 +401,3 @@ class WorldModel(nn.Module):
             stream = track(stream, "encoding", count(images))
         for batch in batched(stream, batch_size):
             yield self.encoder(self.preprocess(batch).to(self._like))
-
-
-def files_of(branch: Branch) -> list[str]:
-    """The files that loading a branch needs."""
-    return [CONFIG_FILE, WEIGHTS_FILE] + ([STUDENT_FILE] if branch == "student" else [])
-
-
-def check_choices(branch: str, dtype: object) -> None:
-    """Raise `InvalidConfigError` for a branch or dtype that no model can be loaded with."""
-    if branch not in get_args(Branch):
-        raise InvalidConfigError(f'No branch is called "{branch}".{nearest(str(branch), get_args(Branch))}')
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InvalidConfigError(f"dtype is {dtype!r}; use torch.float32, torch.float16 or torch.bfloat16.")
-
-
-def init_weights(model: nn.Module) -> None:
-    """Truncated normal of deviation 0.02 for weights and the mask token, zero biases."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for name, parameter in model.named_parameters():
-        if name.endswith("_token"):
-            nn.init.trunc_normal_(parameter, std=0.02)

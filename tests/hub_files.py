@@ -91,7 +91,7 @@ def check_tensors(state: dict[str, torch.Tensor], content: bytes) -> None:
 
 def check_entry(entry: ZooEntry, hub: LoopbackHub, repo: str, config: WorldModelConfig) -> None:
     """The entry is a model's and pins the newest commit of a repository, and every file of it."""
-    assert entry.config == config.replace(recipe={}, provenance={}, metrics={})
+    assert entry.config == config.replace(recipe={}, provenance={}, metrics={}, adapters={})
     assert (entry.name, entry.weights) == (config.name, "hub")
     assert entry.hub is not None
     assert (entry.hub.repo, entry.hub.revision) == (repo, hub.repo(repo).refs["main"])

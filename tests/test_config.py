@@ -15,10 +15,9 @@ from iwm.config import (
     PredictorConfig,
     PreprocessConfig,
     WorldModelConfig,
-    from_dict,
-    to_json,
 )
 from iwm.errors import InvalidConfigError
+from iwm.fields import from_dict, to_json
 
 CUSTOM = WorldModelConfig(
     name="mine",
@@ -129,7 +128,7 @@ def test_whole_numbers_are_floats_too():
         ),
         (
             {"preprocess": {"size": 230}},
-            "preprocess.size 230 is not divisible by encoder.patch_size (16).",
+            "preprocess.size 230 is not divisible by encoder.patch_size (16); use 224.",
         ),
     ],
 )

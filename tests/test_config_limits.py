@@ -250,7 +250,7 @@ def test_a_terabyte_is_refused_before_it_is_allocated(tmp_path):
         InvalidConfigError, match=r"asks for [\d,]{17,} parameters; 10,000,000,000 are allowed"
     ):
         WorldModel.from_pretrained(tmp_path)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
-from iwm.encoder import Encoder, normalize_tokens, sincos_positions, take_tokens
+from iwm.encoder import Encoder, normalize_tokens, set_drop_path, sincos_positions, take_tokens
 from iwm.errors import InvalidImageError
 
 
@@ -221,3 +221,33 @@ def test_learned_positions_are_a_weight_like_any_other(learned, encoder):
         learned.to(torch.float64)(torch.rand(1, 3, 48, 32)).dtype,
     )
     assert before == (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("size", [(32, 32), (48, 16)])
+def test_features_are_the_tokens_after_the_last_blocks(encoder, count, size):
+    images = torch.rand(2, 3, *size)
+    seen = []
+    for block in encoder.blocks:
+        block.register_forward_hook(lambda _, args, out: seen.append(out))
+    found = encoder.features(images, count)
+    expected = ([seen[0]] * 4 + seen[1:])[-count:]
+    assert len(found) == count
+    assert all(torch.equal(a, b) for a, b in zip(found[:-1], expected[:-1], strict=True))
+    assert torch.equal(found[-1], normalize_tokens(expected[-1]))
+    assert torch.equal(found[-1], encoder(images))
+
+
+def test_drop_path_rises_linearly(encoder):
+    blocks = [*encoder.blocks, *encoder.blocks]
+    names = list(encoder.state_dict())
+    set_drop_path(encoder.blocks, 0.2)
+    assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks] == [0.0, 0.2]
+    assert list(encoder.state_dict()) == names
+    set_drop_path(blocks[:1], 0.2)  # A single block has nothing to rise from.
+    assert not hasattr(blocks[0].drop_path1, "drop_prob")
+    images = torch.rand(2, 3, 32, 32)
+    out = encoder(images)
+    set_drop_path(encoder.blocks, 0.9)
+    assert torch.equal(encoder(images), out)
+    assert not torch.equal(encoder.train()(images), out)

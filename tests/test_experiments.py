@@ -9,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from labelled_files import write_class_folder, write_segmentation_folder
 
 import iwm
 
@@ -103,3 +104,48 @@ def test_only_weights_that_are_better_everywhere_pass(embedded):
     metrics[embedded.APPLY]["overall"]["mrr"] += 0.1
     metrics[embedded.KNN]["accuracy"] += 0.01
     assert embedded.compare(old, old.replace(metrics=metrics)) == ["undo-MRR", "undo-MRR, jitter alone"]
+
+
+@pytest.fixture(scope="module")
+def leverage():
+    return _script("leverage")
+
+
+def test_every_row_is_a_command_that_is_understood(leverage, monkeypatch, tmp_path):
+    """Options of all studies, on small folders, up to where training would begin."""
+    from iwm.cli.main import app
+    from iwm.finetuning import run
+
+    class StopError(Exception):
+        pass
+
+    def stop(config, plan, **options):
+        asked.append(config)
+        raise StopError
+
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    for name in ("imagenette", "caltech101", "clothing"):
+        write_class_folder(tmp_path / name)
+    write_segmentation_folder(tmp_path / "camvid")
+    monkeypatch.setattr(run, "finetune", stop)
+    monkeypatch.setattr(leverage, "call", lambda words, threads: app(words, standalone_mode=False))
+    options = Namespace(out=tmp_path, model="iwm-tiny", twin="iwm-tiny-inv", images=3000, jobs=2)
+    for name, study in leverage.STUDIES.items():
+        options.study = name
+        for row in () if study.probes else study.rows:
+            with pytest.raises(StopError):
+                leverage.run(options, study, row, study.data[0], 1)
+            config = asked.pop()
+            assert (config.seed, config.images) == (1, 3000)
+            assert config.init == ("random" if "random" in row.name else "pretrained")
+            assert config.output == ("token" if "token" in row.name else "all")
+            assert config.branch == ("student" if "student" in row.name else "teacher")
+
+
+def test_differences_are_paired_by_image(leverage):
+    import torch
+
+    before, after = torch.tensor([0, 1, 1, 0.0]), torch.tensor([1, 1, 1, 0.0])
+    error = torch.tensor([1, 0, 0, 0.0]).double().std().item() / 2
+    assert leverage.interval((after - before).double()) == f"+25.0% ± {1.96 * error:.1%}"

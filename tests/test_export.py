@@ -10,6 +10,8 @@ import torch.nn.functional as F
 import iwm
 from iwm import runtimes
 from iwm.actions import Action
+from iwm.adapter import Adapter
+from iwm.config import AdapterConfig, TaskConfig
 from iwm.errors import (
     IncompatibleLatentError,
     IncompatibleWeightsError,
@@ -115,6 +117,40 @@ def test_what_takes_a_model_takes_an_export(model, folder):
         exported.infer_action(images[0], images[1])
 
 
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+def test_tasks_are_exported(tiny_config, tmp_path, backend):
+    """One predictor for two tasks, read by one token; and a probe of the encoder."""
+    model = small(tiny_config)
+    labels = {"animals": ("cat", "dog", "owl"), "weather": ("sun", "rain")}
+    tasks = {
+        name: TaskConfig(kind="classification", labels=words, head="linear") for name, words in labels.items()
+    }
+    predictor = model.config.predictor
+    both = AdapterConfig(tasks=tasks, space=model.space, predictor=predictor, output="token")
+    probe = TaskConfig(kind="classification", labels=("in", "out"), head="attentive")
+    probed = AdapterConfig(tasks={"place": probe}, space=model.space, reads="encoder")
+    for name, config in (("both", both), ("probe", probed)):
+        adapter = Adapter(config, model.config)
+        for weights in adapter.parameters():
+            torch.nn.init.normal_(weights, std=0.3)
+        model.add_adapter(name, adapter)
+    model.export(tmp_path, backend, "fp32")
+    exported = iwm.load(tmp_path, backend=backend, task="weather")
+    images = torch.rand(3, 3, 32, 32)
+    for task in ("animals", "weather", "place"):
+        found, expected = exported.classify(images, task), model.classify(images, task)
+        assert found.labels == expected.labels
+        torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-4, rtol=0)
+    assert exported.classify(images).task == "weather"
+    assert exported.labels("animals") == labels["animals"]
+    (tmp_path / ("task-place.xml" if backend == "openvino" else "task-place.onnx")).unlink()
+    with pytest.raises(WeightsUnavailableError, match=r"No task-place\."):
+        iwm.load(tmp_path, backend=backend).classify(images, "place")
+    for call in (exported.load_decoder, lambda: exported.segment(images)):
+        with pytest.raises(InvalidConfigError, match="not exported"):
+            call()
+
+
 def test_calibration_on_photographs(model, photos, tmp_path):
     model.export(tmp_path / "out", "onnx", "int8", calibration=sorted(photos.rglob("*.jpg")))
     images = sorted(photos.rglob("*.jpg"))
@@ -171,7 +207,7 @@ def test_folders_that_cannot_be_run(model, folder, tmp_path):
         iwm.load("iwm-tiny", backend="onnx")
     with pytest.raises(InvalidConfigError, match=r'No backend is called "onx"\. Did you mean "onnx"'):
         iwm.load(good, backend="onx")
-    with pytest.raises(InvalidConfigError, match="leave out pretrained, task, dtype"):
+    with pytest.raises(InvalidConfigError, match="leave out pretrained, dtype"):
         iwm.load(good, backend="onnx", dtype=torch.float16)
     model.save_pretrained(tmp_path / "plain")
     with pytest.raises(WeightsUnavailableError, match=r"holds no export\. Write one with"):

@@ -116,7 +116,7 @@ def from_hub(entry, *words, **options):
 def test_every_name_at_random_weights(name, monkeypatch):
     large = ZOO[name].config.parameters > 2e8
     if large:  # Drawing truncated normals would take most of the time.
-        monkeypatch.setattr("iwm.world_model.init_weights", lambda model: None)
+        monkeypatch.setattr("iwm.stored.init_weights", lambda model: None)
     model = from_hub(name, pretrained=False)
     assert sum(parameter.numel() for parameter in model.parameters()) == ZOO[name].config.parameters
     for part in ("encoder", "predictor", "actions", "preprocess", "name"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from iwm.config import VECTOR_SIZE, Conditioning, Layout, WorldModelConfig
-from iwm.encoder import Encoder, sincos_positions
+from iwm.encoder import Encoder, set_drop_path, sincos_positions
 from iwm.predictor import Predictor
 
 LAYOUTS, CONDITIONINGS = get_args(Layout), get_args(Conditioning)
@@ -260,3 +260,82 @@ def test_other_grids_rescale_positions(make, layout, grid):
     check_close(seen[0][:, :n], model.project_in(source) + table)
     if layout == "append":
         check_close(seen[0][:, n:], (model.mask_token + table).expand(2, -1, -1))
+
+
+@every_layout
+@every_conditioning
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_response_without_more_tokens_is_the_prediction(make, layout, conditioning, precision):
+    model = make(layout, conditioning)
+    source, action = inputs()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        assert torch.equal(model.respond(source, action, GRID), model(source, action, GRID))
+
+
+@every_layout
+@every_conditioning
+@pytest.mark.parametrize("alone", [False, True])
+def test_responses_against_a_token_by_token_reference(make, layout, conditioning, alone):
+    """Extra tokens join the sequence as they are; a token that is asked for is treated as a mask token."""
+    model = make(layout, conditioning)
+    source, action = inputs()
+    token, extra = torch.randn(2, 1, 32), torch.randn(2, 2, 32)
+    out = model.respond(source, action, GRID, token=token if alone else None, extra=extra)
+    for b in range(2):
+        everything = list(range(16))
+        targets = [] if alone else everything
+        tokens = plain_tokens(model, source[b], action[b], everything, targets)
+        read = list(range(16, 32)) if layout == "append" else everything
+        if alone:
+            read = [len(tokens)]
+            asked = token[b, 0]
+            tokens.append(asked if model.mix is None else model.mix(torch.cat((asked, action[b]))))
+        tokens += list(extra[b])
+        if conditioning == "sequence":
+            tokens += list(model.action_tokens(action[b : b + 1])[0])
+        x = torch.stack(tokens)[None]
+        for block in model.blocks:
+            x = block(x, model.embed_action(action[b : b + 1])) if conditioning == "adaln" else block(x)
+        check_close(out[b], model.project_out(model.norm(x[0, read])))
+
+
+@every_layout
+@every_conditioning
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_features_are_the_tokens_after_the_last_blocks(make, layout, conditioning, count):
+    model = make(layout, conditioning)
+    source, action = inputs()
+    extra = torch.randn(2, 3, 32)
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, args, out: seen.append(out))
+    found = model.features(source, action, GRID, extra=extra, count=count)
+    start = 16 if layout == "append" else 0
+    expected = ([seen[0]] * 4 + seen[1:])[-count:]
+    assert len(found) == count
+    for tokens, kept in zip(found, expected, strict=True):
+        assert torch.equal(tokens, kept[:, start : start + 16])
+    last = model.project_out(model.norm(found[-1]))
+    check_close(last, model.respond(source, action, GRID, extra=extra))
+
+
+@every_layout
+@pytest.mark.parametrize("conditioning", ["adaln", "none"])
+def test_drop_path_rises_from_nothing_and_is_for_training(make, layout, conditioning):
+    model = make(layout, conditioning)
+    source, action = inputs()
+    out, names = model(source, action, GRID), list(model.state_dict())
+    set_drop_path(model.blocks, 1.0)
+    assert list(model.state_dict()) == names
+    assert torch.equal(model(source, action, GRID), out)
+    first, last = model.train().blocks
+    assert [type(part) for part in (first.drop_path1, first.drop_path2)] == [nn.Identity] * 2
+    x = torch.randn(2, 5, 32)
+    condition = () if conditioning == "none" else (torch.randn(2, 32),)
+    assert torch.equal(last(x, *condition), x)  # Every path is dropped.
+    set_drop_path(model.blocks, 0.5)
+    torch.manual_seed(3)
+    dropped = [bool(torch.equal(last(x[:1], *(c[:1] for c in condition)), x[:1])) for _ in range(200)]
+    assert 0.15 < sum(dropped) / 200 < 0.35  # Both paths of a sample: a quarter.
+    set_drop_path(model.blocks, 0.0)
+    assert torch.equal(model(source, action, GRID), out)

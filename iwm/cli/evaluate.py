@@ -50,12 +50,10 @@ def mrr_command(
     """Mean reciprocal rank: how well the world model applies or undoes actions."""
     from iwm.cli.report import default_distribution, print_report
     from iwm.evaluation import mrr
-    from iwm.images import file_list_hash, list_images
+    from iwm.images import file_list_hash
 
     folder = _record_folder(model) if record else None
-    everything = list_images(data)
-    count = min(images, len(everything))
-    chosen = [everything[i * len(everything) // count] for i in range(count)]
+    chosen = _spread(data, images)
     world_model = load_model(model, device)
     asked = cast("Protocol", protocol)
     drawn = cast("Distribution | None", distribution) or default_distribution(world_model, asked)
@@ -73,7 +71,7 @@ def mrr_command(
     else:
         print_report(report)
     if folder is not None:
-        record_metric(folder, f"{protocol}-mrr-{drawn}-{count}x{bank_size}", result)
+        record_metric(folder, f"{protocol}-mrr-{drawn}-{len(chosen)}x{bank_size}", result)
 
 
 def knn_command(
@@ -114,6 +112,51 @@ def knn_command(
         record_metric(folder, f"knn-{k}-{'/'.join(val.absolute().parts[-2:])}", result)
 
 
+def decoder_command(
+    data: Annotated[Path, typer.Option(help="Folder of photographs the decoder was not trained on.")],
+    model: ModelName = "iwm-tiny",
+    images: Annotated[
+        int, typer.Option(min=1, help="Photographs, evenly spaced in the sorted folder.")
+    ] = 100,
+    actions: Annotated[int, typer.Option(min=1, help="Random actions for each.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Of the actions.")] = 0,
+    device: Device = "cpu",
+    record: Record = False,
+    as_json: AsJson = False,
+) -> None:
+    """How much of a photograph decoding gets back: PSNR and SSIM, encoded and after actions."""
+    from iwm.evaluation.reconstruction import reconstruction
+    from iwm.images import file_list_hash
+
+    folder = _record_folder(model) if record else None
+    chosen = _spread(data, images)
+    report = reconstruction(load_model(model, device), chosen, actions=actions, seed=seed)
+    command = _command("decoder", model=model, data=data, images=images, actions=actions, seed=seed)
+    result = report.to_dict() | {"command": command, "files_sha256": file_list_hash(data, chosen)}
+    if as_json:
+        print_json(result)
+    else:
+        rows = {
+            "encoded, decoded": report.encoded,
+            "acted on, decoded": report.predicted,
+            "bound: transformed, encoded, decoded": report.transformed,
+            "baseline: no action": report.untouched,
+        }
+        for name, scores in rows.items():
+            console.print(f"{name:38} PSNR {scores.psnr:5.2f} dB   SSIM {scores.ssim:.3f}")
+    if folder is not None:
+        record_metric(folder, f"decoder-{len(chosen)}x{actions}", result)
+
+
+def _spread(data: Path, count: int) -> list[Path]:
+    """So many images of a folder, evenly spaced in the sorted list."""
+    from iwm.images import list_images
+
+    everything = list_images(data)
+    count = min(count, len(everything))
+    return [everything[i * len(everything) // count] for i in range(count)]
+
+
 def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
     """Write one metric into a model folder's config.
 
@@ -133,13 +176,13 @@ def _record_folder(model: str) -> Path:
     from iwm.errors import SaveError
     from iwm.hub import RepoName
     from iwm.integrity import is_fetched
-    from iwm.loading import find_folder
+    from iwm.loading import find_model
     from iwm.zoo import ZOO
 
     published = model in ZOO and ZOO[model].hub
     if published or (RepoName.parse(model) and not os.path.isdir(model)):
         raise SaveError(f"{model} is published; --record writes to a model folder of your own.")
-    folder = find_folder(model)
+    folder = find_model(model).folder
     if is_fetched(folder):
         raise SaveError(f"{folder} holds downloaded files, which must stay as they are; copy them first.")
     read_config(folder)

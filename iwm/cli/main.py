@@ -11,7 +11,21 @@ from rich.console import Console
 from rich.text import Text
 
 from iwm import __version__
-from iwm.cli import demo, download, edits, encode, evaluate, export, models, pretrain, push, search
+from iwm.cli import (
+    demo,
+    download,
+    edits,
+    encode,
+    evaluate,
+    evaluate_tasks,
+    export,
+    finetune,
+    models,
+    pretrain,
+    pretrain_decoder,
+    push,
+    search,
+)
 from iwm.cli.options import printable, warn
 from iwm.errors import IWMError, UntrainedActionWarning
 
@@ -70,8 +84,32 @@ _add(
     "iwm pretrain --recipe iwm-tiny --data photos/ --out run --steps 2000 --model.predictor.depth 4",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )  # fmt: skip
+_add(
+    app, "finetune", finetune.finetune_command,
+    "iwm finetune --data photos/ --out run --tune predictor",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)  # fmt: skip
+_add(
+    app, "pretrain-decoder", pretrain_decoder.pretrain_decoder_command,
+    "iwm pretrain-decoder --model iwm-tiny --data photos/ --out run",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)  # fmt: skip
+_add(evaluations, "decoder", evaluate.decoder_command, "iwm eval decoder --data photos/ --images 20")
 _add(evaluations, "mrr", evaluate.mrr_command, "iwm eval mrr --data photos/ --images 20 --protocol undo")
 _add(evaluations, "knn", evaluate.knn_command, "iwm eval knn --train imagenette/train --val imagenette/val")
+_add(
+    evaluations,
+    "probe",
+    evaluate_tasks.probe_command,
+    "iwm eval probe --train imagenette/train --val imagenette/val --head linear",
+)
+_add(
+    evaluations,
+    "finetune",
+    evaluate_tasks.finetune_command,
+    "iwm eval finetune --model run --data imagenette/val",
+)
+_add(evaluations, "segment", evaluate_tasks.segment_command, "iwm eval segment --model run --data camvid/val")
 _add(app, "export", export.export_command, "iwm export --out served --format openvino --precision int8")
 _add(app, "push", push.push_command, "iwm push run/ org/name --private")
 app.add_typer(evaluations, name="eval")

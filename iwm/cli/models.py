@@ -56,7 +56,7 @@ def info_command(
     as_json: AsJson = False,
 ) -> None:
     """Show everything known about one model: sizes, recipe, provenance, metrics, licence."""
-    from iwm.config import to_json
+    from iwm.fields import to_json
     from iwm.loading import read_architecture
     from iwm.model_card import CITATION
     from iwm.zoo import ZOO
@@ -66,7 +66,10 @@ def info_command(
     if as_json:
         import json
 
-        print_json({"parameters": _parameters(config)} | json.loads(to_json(config)))
+        sizes: dict[str, Any] = dict(_parameters(config))
+        if config.adapters:
+            sizes["adapters"] = {name: config.adapter_parameters(name) for name in config.adapters}
+        print_json({"parameters": sizes} | json.loads(to_json(config)))
         return
     counts = {part: _millions(count) for part, count in _parameters(config).items()}
     e, p = config.encoder, config.predictor
@@ -76,12 +79,18 @@ def info_command(
         "world model": f"{p.width} x {p.depth}, {p.layout}, {p.conditioning}, "
         f"{counts['predictor']} parameters",
         "input": f"{config.preprocess.size} px (shorter side to {config.preprocess.resize}, centre crop)",
-        "actions": f"{config.actions.encoding}, {'symmetric' if config.actions.symmetric else 'targets have jitter only'}",
+        "actions": "none: it was finetuned as a whole"
+        if config.tuned
+        else f"{config.actions.encoding}, {'symmetric' if config.actions.symmetric else 'targets have jitter only'}",
         "weights": _place(entry) if entry else f"in {name}",
         "licence": config.license,
     }
     _say_pairs(lines)
-    for title, values in (("provenance", _provenance(config)), ("metrics", _headlines(config.metrics))):
+    for title, values in (
+        ("tasks", _tasks(config)),
+        ("provenance", _provenance(config)),
+        ("metrics", _headlines(config.metrics)),
+    ):
         if values:
             _say(title, style="bold")
             _say_pairs(values)
@@ -91,6 +100,21 @@ def info_command(
         _say(f"  {_line(command)}")
     _say("cite", style="bold")
     _say(CITATION)
+
+
+def _tasks(config: WorldModelConfig) -> dict[str, str]:
+    """One line a task: classes, score, and the adapter that solves it."""
+    from iwm.model_card import scores
+
+    lines = {}
+    for adapter_name, adapter in config.adapters.items():
+        measured = scores(adapter.metrics)
+        size = f"{adapter_name} ({_millions(config.adapter_parameters(adapter_name))} parameters)"
+        for name, task in adapter.tasks.items():
+            kind, value = measured.get(name, ("", 0.0))
+            score = f"{kind} {value:.3f}" if kind else "not measured"
+            lines[name] = f"{task.kind}, {len(task.labels)} classes, {score}; {size}; {adapter.license}"
+    return lines
 
 
 def _say(text: str, style: str | None = None) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iwm.cli.options import console
-from iwm.config import dotted
 from iwm.errors import InvalidConfigError, nearest
+from iwm.fields import dotted
 
 if TYPE_CHECKING:
     from iwm.pretraining.config import PretrainConfig
@@ -41,7 +41,7 @@ def pretrain_command(
         bool, typer.Option("--resume", help="Continue the run in --out, also with other --steps.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what the run would take, and do not train.")
+        bool, typer.Option("--dry-run", help="Check the options, print what the run would take, and stop.")
     ] = False,
     deadline: Annotated[
         float, typer.Option(min=0.01, help="Hours that --dry-run works out the pace for.")
@@ -52,10 +52,10 @@ def pretrain_command(
     Every other field of the recipe is a dotted option, e.g. --optim.lr 5e-4 or
     --model.predictor.depth 4; a wrong name gets a suggestion.
     """
-    from iwm.config import from_dict, to_json
+    from iwm.fields import from_dict, to_json
     from iwm.pretraining.config import PretrainConfig
     from iwm.pretraining.recipes import find_recipe
-    from iwm.pretraining.run import pretrain
+    from iwm.pretraining.run import check_start, pretrain
     from iwm.zoo import ZOO
 
     fields: dict[str, Any] = json.loads(to_json(find_recipe(recipe)))
@@ -69,11 +69,13 @@ def pretrain_command(
         set_dotted(fields, name, value)
     config = from_dict(PretrainConfig, fields)
     if dry_run:
-        _print_estimate(config, deadline)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        config = check_start(config, data or (), out, resume=resume, processes=processes)
+        _print_estimate(config, deadline, processes)
         return
     if not data or out is None:  # Only --dry-run needs neither.
         raise typer.BadParameter(f"Missing option '{'--out' if data else '--data'}'.")
-    command = shlex.join(["iwm", "pretrain", "--recipe", recipe, *_typed(data, out, overrides)])
+    command = shlex.join(["iwm", "pretrain", "--recipe", recipe, *typed(data, out, overrides)])
     done = pretrain(config, data, out, resume=resume, command=command)
     if done:
         folder = os.path.join(".", out) if str(out) in ZOO else str(out)
@@ -84,10 +86,9 @@ def pretrain_command(
         raise typer.Exit(130)
 
 
-def _print_estimate(config: PretrainConfig, hours: float) -> None:
+def _print_estimate(config: PretrainConfig, hours: float, processes: int) -> None:
     from iwm.pretraining.estimate import estimate
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     e = estimate(config, processes)
     lines = {
         "parameters": f"{e.encoder / 1e6:.1f} M encoder, {e.predictor / 1e6:.1f} M world model",
@@ -156,7 +157,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _typed(data: list[str], out: Path, overrides: dict[str, Any]) -> list[str]:
+def typed(data: list[str], out: Path, overrides: dict[str, Any]) -> list[str]:
     """The rest of the command line, as it can be typed again."""
     words = [word for folder in data for word in ("--data", folder)] + ["--out", str(out)]
     for name, value in overrides.items():

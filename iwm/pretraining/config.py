@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from iwm.config import WorldModelConfig, require
+from iwm.config import WorldModelConfig
+from iwm.fields import require
 from iwm.training.config import RunConfig
 
 

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from iwm.config import VECTOR_SIZE
+from iwm.device import resolve_device
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.masks import draw_masks
 from iwm.world_model import WorldModel
 
 _SAMPLED_STEPS = 64
-_BYTES_PER_VALUE = 34
-"""Activations kept for the backward pass, in bytes a token and feature of a block, under bf16
-(Korthikanti et al. 2022, equation 2, without the attention matrix)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +29,8 @@ class Estimate:
         predictor_share: FLOPs of the predictor over those of the encoder, as in inference,
             whole image.
         weights_bytes: of weights, gradients, AdamW's two averages and the teacher, in float32.
-        activation_bytes: of one process's piece of a batch, about; twice as much where
-            attention is not fused.
+        activation_bytes: kept by the blocks for the backward pass of one process's piece of a
+            batch, in the step that masks least; embeddings and loss add a few per cent.
         steps, images: of the whole run.
     """
 
@@ -56,38 +55,62 @@ def estimate(config: PretrainConfig, processes: int = 1) -> Estimate:
         model = WorldModel(config.model).to("meta")  # Its few constants too.
     size = config.model.preprocess.size
     images = torch.zeros(1, 3, size, size, device="meta")
-    flops, seen = _training_image(config, model, images)
     grid = model.encoder.grid_of(images)
+    drawn = _visible_counts(config, grid)
+    flops = _training_flops(config, model, images, drawn)
     tokens = model.encoder(images)
     inference = _flops(lambda: model.predictor(tokens, _action(model), grid))
     encoder_size, predictor_size = config.model.counts
-    e, p = config.model.encoder, config.model.predictor
-    student_values = 0 if config.freeze_encoder else seen * e.width * e.depth
-    rows = config.batch_size // processes // config.accumulate
     return Estimate(
         encoder=encoder_size,
         predictor=predictor_size,
-        visible=seen,
+        visible=sum(drawn) / len(drawn) / (grid[0] * grid[1]),
         flops_per_image=flops,
         predictor_share=inference / _flops(lambda: model.encoder(images)),
         weights_bytes=16 * predictor_size + (8 if config.freeze_encoder else 20) * encoder_size,
-        activation_bytes=round(
-            _BYTES_PER_VALUE * rows * grid[0] * grid[1] * (student_values + p.width * p.depth)
-        ),
+        activation_bytes=config.rows(processes) * _activations(config, max(drawn), grid[0] * grid[1]),
         steps=config.steps,
         images=config.steps * config.batch_size,
     )
 
 
-def _training_image(config: PretrainConfig, model: WorldModel, images: Tensor) -> tuple[float, float]:
-    """FLOPs of one image, and the mean share of its patches that the student sees."""
-    grid = model.encoder.grid_of(images)
-    count = grid[0] * grid[1]
+def _visible_counts(config: PretrainConfig, grid: tuple[int, int]) -> list[int]:
+    """How many patches the student sees, in some steps."""
     drawn = [
         draw_masks(config.masks, grid, seed=config.seed, step=step, keys=[(0, 0)])
         for step in range(_SAMPLED_STEPS)
     ]
-    kept = [masks[0].shape[1] for masks in drawn if masks is not None]
+    return [grid[0] * grid[1] if masks is None else masks[0].shape[1] for masks in drawn]
+
+
+def _activations(config: PretrainConfig, visible: int, count: int) -> int:
+    """Bytes that the blocks keep for the backward pass of one image of so many patches.
+
+    A block keeps its two norms' inputs in float32 and, in the precision of the run, the inputs of
+    its four linear layers, queries, keys and values, and what goes into the activation function
+    (Korthikanti et al. 2022, section 4.1, without dropout); `adaln` also what it scales.
+    """
+    e, p = config.model.encoder, config.model.predictor
+    value = 2 if config.precision == "bf16" else 4
+    plain = resolve_device(config.device).type == "cpu"  # See `prefer_plain_attention`.
+
+    def blocks(depth: int, width: int, mlp_ratio: float, tokens: int, scaled: bool = False) -> float:
+        features = 8 + (6 + 2 * mlp_ratio) * value + (8 + 2 * value if scaled else 0)
+        one = tokens * width * features + (value * e.heads * tokens**2 if plain else 0)
+        if config.activation_checkpointing:  # The inputs of all, and the one that is run again.
+            return depth * tokens * width * 4 + one
+        return depth * one
+
+    tokens = count + (VECTOR_SIZE[config.model.actions.encoding] if p.conditioning == "sequence" else 0)
+    predictor = blocks(p.depth, p.width, p.mlp_ratio, tokens, p.conditioning == "adaln")
+    student = 0 if config.freeze_encoder else blocks(e.depth, e.width, e.mlp_ratio, visible)
+    return round(student + predictor)
+
+
+def _training_flops(config: PretrainConfig, model: WorldModel, images: Tensor, drawn: list[int]) -> float:
+    """FLOPs of one image, averaged over steps of which these numbers of patches are visible."""
+    grid = model.encoder.grid_of(images)
+    kept = [visible for visible in drawn if visible < grid[0] * grid[1]]
     masked_share = len(kept) / len(drawn)
     flops = _flops(lambda: model.encoder(images))
     if masked_share < 1:
@@ -95,7 +118,7 @@ def _training_image(config: PretrainConfig, model: WorldModel, images: Tensor) -
     if kept:
         mean = round(sum(kept) / len(kept))
         flops += masked_share * _student_and_predictor(config, model, images, mean)
-    return flops, (sum(kept) + (len(drawn) - len(kept)) * count) / (len(drawn) * count)
+    return flops
 
 
 def _student_and_predictor(

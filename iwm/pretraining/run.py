@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from iwm.checkpoint import save_model
-from iwm.config import to_json
-from iwm.errors import InvalidConfigError
-from iwm.images import file_list_hash, list_images
+from iwm.device import machine, resolve_device
+from iwm.encoder import Encoder
+from iwm.fields import to_json
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
-from iwm.pretraining.warm_start import find_donor
-from iwm.training.data import FolderSource, Source, check_readable
+from iwm.pretraining.warm_start import Donor, find_donor
 from iwm.training.distributed import World, joined
 from iwm.training.execution import prefer_plain_attention, prepare_blocks
 from iwm.training.loop import train
 from iwm.training.run_folder import RunFolder, has_state, read_run
-from iwm.training.streams import StreamSource, is_stream
+from iwm.training.sources import open_data
+from iwm.training.trackers import require_packages
 
 
 def pretrain(
@@ -52,17 +49,47 @@ def pretrain(
         return _pretrain(config, data, out, resume, command, world)
 
 
+def check_start(
+    config: PretrainConfig,
+    data: Sequence[str | Path] = (),
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    processes: int = 1,
+) -> PretrainConfig:
+    """Refuse what `pretrain` would refuse before its first step; trains and writes nothing.
+
+    A checkpoint in `out` is not opened.
+
+    Args:
+        config, resume: as for `pretrain`.
+        data, out: the same; what is not given is not looked at.
+        processes: those that would train together.
+
+    Returns:
+        The configuration, with what its donor asks for.
+    """
+    resolve_device(config.device)
+    config.rows(processes)
+    require_packages(config)
+    if data:
+        open_data(data, config.model.preprocess.size, config)
+    config, donor = _with_donor(config, out)
+    if donor:
+        with torch.device("meta"):
+            encoder = Encoder(config.model.encoder, config.model.preprocess)
+        donor.fitted(encoder)
+    if out is not None:
+        RunFolder(out, config, resume=resume)
+    return config
+
+
 def _pretrain(
     config: PretrainConfig, data: Sequence[str | Path], out: Path, resume: bool, command: str, world: World
 ) -> bool:
-    source, described_data = _open_data(data, config)
+    source, described_data = open_data(data, config.model.preprocess.size, config)
     device = world.device
-    donor = None
-    if config.init_encoder and has_state(out):
-        config = _adapted_before(config, out)
-    elif config.init_encoder:
-        donor = find_donor(config.init_encoder)
-        config = config.replace(model=donor.adapt(config.model))
+    config, donor = _with_donor(config, out)
     run = RunFolder(out, config, resume=resume)
     world.wait()  # All have looked at the folder before one of them changes it.
     torch.manual_seed(config.seed)
@@ -85,7 +112,7 @@ def _pretrain(
                 "steps": done,
                 "images_seen": done * config.batch_size,
                 "hours": round(seconds / 3600, 3),
-                "machine": _machine(device),
+                "machine": machine(device),
             },
         )
         save_model(out, described, task.model, task.student)
@@ -93,24 +120,14 @@ def _pretrain(
     return train(task, source, config, run, export, world)
 
 
-def _open_data(data: Sequence[str | Path], config: PretrainConfig) -> tuple[Source, dict[str, Any]]:
-    """What `--data` names, and what to say of it in the model's provenance."""
-    size = config.model.preprocess.size
-    streams = [str(name) for name in data if is_stream(str(name))]
-    if streams:
-        if len(data) > 1:
-            raise InvalidConfigError(f"--data takes one stream alone, not {', '.join(map(str, data))}.")
-        return StreamSource(streams[0], size, config), {"data": [{"stream": streams[0]}]}
-    by_folder = {Path(folder): list_images(Path(folder)) for folder in data}
-    paths = [path for files in by_folder.values() for path in files]
-    listings = [
-        {"folder": str(folder), "images": len(files), "files_sha256": file_list_hash(folder, files)}
-        for folder, files in by_folder.items()
-    ]
-    hashes = "".join(str(d["files_sha256"]) for d in listings)
-    listing = f"{len(paths)} images (files {hashlib.sha256(hashes.encode()).hexdigest()[:12]})"
-    check_readable(paths)
-    return FolderSource(paths, size, config, listing), {"data": listings, "images": len(paths)}
+def _with_donor(config: PretrainConfig, out: Path | None) -> tuple[PretrainConfig, Donor | None]:
+    """What the donor asks for, and the donor; a run that goes on has its weights already."""
+    if not config.init_encoder:
+        return config, None
+    if out is not None and has_state(out):
+        return _adapted_before(config, out), None
+    donor = find_donor(config.init_encoder)
+    return config.replace(model=donor.adapt(config.model)), donor
 
 
 def _adapted_before(config: PretrainConfig, out: Path) -> PretrainConfig:
@@ -120,9 +137,3 @@ def _adapted_before(config: PretrainConfig, out: Path) -> PretrainConfig:
     mean, std = (tuple(before["preprocess"][name]) for name in ("mean", "std"))
     preprocess = replace(config.model.preprocess, mean=mean, std=std)
     return config.replace(model=config.model.replace(encoder=encoder, preprocess=preprocess))
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"

@@ -52,7 +52,11 @@ class Donor:
         return config.replace(encoder=encoder, preprocess=preprocess)
 
     def fill(self, encoder: Encoder) -> None:
-        """Put the weights into an encoder; positions are resampled to its grid.
+        """Put the weights into an encoder; see `fitted`."""
+        encoder.load_state_dict(self.fitted(encoder), strict=True)
+
+    def fitted(self, encoder: Encoder) -> dict[str, Tensor]:
+        """The weights of an encoder, which may have shapes alone; positions are resampled to its grid.
 
         Raises:
             IncompatibleWeightsError: shapes that do not fit, with the options that would make
@@ -75,7 +79,7 @@ class Donor:
                 f"{self.source} does not fit the encoder: {'; '.join(problems[:4])}"
                 f"{', ...' if len(problems) > 4 else ''}. {self._advice(encoder.config)}"
             )
-        encoder.load_state_dict(weights, strict=True)
+        return weights
 
     def _advice(self, config: EncoderConfig) -> str:
         """The options that describe the donor's own sizes."""

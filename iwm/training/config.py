@@ -6,9 +6,12 @@ Values marked in `iwm.pretraining.recipes` as the paper's, the I-JEPA lineage's 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from iwm.config import require
+from iwm.fields import require, require_choice
 
 Precision = Literal["float32", "bf16"]
+OptimizerName = Literal["adamw", "lars"]
+Schedule = Literal["cosine", "linear"]
+OnUnreadable = Literal["skip", "fail"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +23,15 @@ class DataConfig:
         crop_aspect: range of its width over its height.
         flip: probability of a horizontal flip.
         workers: processes that decode; 0 decodes in the training process.
+        on_unreadable: `skip` names an image that cannot be read in the log and puts the next one
+            in its place; `fail` ends the run.
     """
 
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_aspect: tuple[float, float] = (0.75, 4.0 / 3.0)
     flip: float = 0.5
     workers: int = 1
+    on_unreadable: OnUnreadable = "skip"
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -34,34 +40,44 @@ class DataConfig:
         require(0 < low <= high, f"data.crop_aspect is {self.crop_aspect}; use 0 < low <= high.")
         require(0 <= self.flip <= 1, f"data.flip is {self.flip}; it must be 0 to 1.")
         require(0 <= self.workers <= 256, f"data.workers is {self.workers}; it must be 0 to 256.")
+        require_choice("data.on_unreadable", self.on_unreadable, OnUnreadable)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedules; see `iwm.training.schedules` for their form.
+    """The optimiser and its schedules; see `iwm.training.schedules` for their form.
 
     Attributes:
+        optimizer: `adamw`, or `lars`, momentum whose step is scaled to each matrix's norm.
+        schedule: how the learning rate falls after the warmup: along a cosine, or `linear`.
         lr: peak learning rate.
         lr_start: learning rate at the first step of the warmup.
         warmup: share of the steps over which the learning rate rises.
-        stretch: the cosine is laid out over this many times the steps, so that training
+        stretch: the fall is laid out over this many times the steps, so that training
             ends before it reaches zero [App. A.1].
         betas: AdamW's averaging coefficients.
+        momentum: of LARS.
         weight_decay, weight_decay_end: cosine from one to the other; none on biases and
             other one-dimensional parameters.
         clip: bound on the gradient norm; 0 is none.
     """
 
+    optimizer: OptimizerName = "adamw"
+    schedule: Schedule = "cosine"
     lr: float = 1e-3
     lr_start: float = 2e-4
     warmup: float = 40 / 300
     stretch: float = 1.25
     betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     clip: float = 0.0
 
     def __post_init__(self) -> None:
+        require_choice("optim.optimizer", self.optimizer, OptimizerName)
+        require_choice("optim.schedule", self.schedule, Schedule)
+        require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; it must be 0 to 1.")
         require(0 < self.lr <= 100, f"optim.lr is {self.lr}; it must be positive.")
         require(0 <= self.lr_start <= self.lr, f"optim.lr_start is {self.lr_start}; use 0 to lr.")
         require(0 <= self.warmup <= 1, f"optim.warmup is {self.warmup}; it must be 0 to 1.")
@@ -117,3 +133,17 @@ class RunConfig:
             require(value >= 1, f"{name} is {value}; it must be at least 1.")
         require(self.monitor_every >= 0, f"monitor_every is {self.monitor_every}; use 0 for never.")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be 0 to 2^63 - 1.")
+
+    def rows(self, processes: int) -> int:
+        """Images that each of so many processes works on at a time.
+
+        Raises:
+            InvalidConfigError: they cannot share a batch evenly.
+        """
+        shares = processes * self.accumulate
+        require(
+            self.batch_size % shares == 0,
+            f"batch_size {self.batch_size} cannot be shared evenly by {processes} processes in "
+            f"{self.accumulate} pieces each; use a multiple of {shares}.",
+        )
+        return self.batch_size // shares

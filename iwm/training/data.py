@@ -8,6 +8,7 @@ a run resumes mid-epoch with nothing seen twice or skipped. The loader only deco
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -35,12 +36,18 @@ log = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor, Tensor]
 """Crops `[B, 3, S, S]` uint8, epochs `[B]`, indices `[B]`."""
 
+Sample = tuple[Tensor, SampleKey, list[str]]
+"""A crop, its key, and what was wrong with the images whose place it takes."""
+
 
 class Source(Protocol):
     """Where a run's images come from."""
 
     listing: str
     """Names the images, so that a run is not continued on others."""
+
+    unreadable: int
+    """Draws of this process, so far, whose image could not be read."""
 
     def batches(self, first_step: int, world: World, state: dict[str, Any] | None) -> Iterable[Batch]:
         """One process's share of every batch, from `first_step` to the last."""
@@ -57,19 +64,61 @@ class FolderSource:
         self.size = size
         self.config = config
         self.listing = listing
+        self.unreadable = 0
+        self._refused = Refused(config)
 
-    def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Iterable[Batch]:
-        """See `Source`."""
-        return make_loader(self.paths, self.size, self.config, first_step, world)
+    def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Iterator[Batch]:
+        """See `Source`.
+
+        Raises:
+            InvalidImageError: one image cannot be read, and the run was asked to end there.
+            InvalidDataError: not one can be read.
+        """
+        try:
+            for crops, keys, problems in make_loader(self.paths, self.size, self.config, first_step, world):
+                for problem in itertools.chain.from_iterable(problems):
+                    self._refused.add(problem)
+                self.unreadable += sum(map(bool, problems))
+                yield crops, keys[:, 0], keys[:, 1]
+        except InvalidDataError as error:  # Said by a worker, with its traceback in the words.
+            raise InvalidDataError(
+                f"None of the {len(self.paths)} images can be read any more. When they are back, the same "
+                "command goes on."
+            ) from error
 
     def state(self) -> None:
         """Nothing: the order is a function of (seed, step)."""
 
 
-class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
+class Refused:
+    """Images that cannot be read: named in the log, each once, or the end of the run."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._named: set[str] = set()
+
+    def add(self, problem: str) -> None:
+        """Take note of one.
+
+        Args:
+            problem: names the image, and says what is wrong with it.
+
+        Raises:
+            InvalidImageError: `data.on_unreadable` is `fail`.
+        """
+        if self.config.data.on_unreadable == "fail":
+            raise InvalidImageError(
+                f"{problem.rstrip('.')}. Mend it, or let the next image take its place: --data.on_unreadable skip"
+            )
+        if problem not in self._named:
+            self._named.add(problem)
+            log.warning("skipped: %s", problem)
+
+
+class CropDataset(Dataset[Sample]):
     """Random crops `[3, size, size]` uint8, each a function of (seed, epoch, index).
 
-    An unreadable file is named in the log and its place taken by the next readable one.
+    The place of an unreadable file is taken by the next readable one.
     """
 
     def __init__(self, paths: list[Path], size: int, config: RunConfig) -> None:
@@ -80,23 +129,34 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor, Tensor]:
-        epoch, index = key
+    def __getitem__(self, key: SampleKey) -> Sample:
+        problems: list[str] = []
         for offset in range(len(self.paths)):
+            path = self.paths[(key[1] + offset) % len(self.paths)]
             try:
-                crop = cropped(self.paths[(index + offset) % len(self.paths)], key, self.size, self.config)
+                return cropped(path, key, self.size, self.config), key, problems
             except InvalidImageError as error:
-                log.warning("skipped: %s", error)
-            else:
-                return crop, torch.tensor(epoch), torch.tensor(index)
-        raise InvalidDataError("None of the images can be read; see the warnings above.")
+                problems.append(str(error))
+        raise InvalidDataError("None of the images can be read.")
 
 
 def cropped(image: Path | bytes, key: SampleKey, size: int, config: RunConfig, name: str = "image") -> Tensor:
-    """A random crop `[3, size, size]` uint8 of an image file, flipped or not.
+    """A random crop `[3, size, size]` uint8 of an image file, flipped or not; see `cropped_image`."""
+    return as_bytes(cropped_image(image, key, size, config, name))
+
+
+def as_bytes(image: Image.Image) -> Tensor:
+    """An RGB image as `[3, H, W]` uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def cropped_image(
+    image: Path | bytes, key: SampleKey, size: int, config: RunConfig, name: str = "image"
+) -> Image.Image:
+    """A random crop of an image file, `size` pixels a side, flipped or not.
 
     A large JPEG is decoded at a half, quarter or eighth of its size, where the smallest crop
-    still has all the pixels it needs.
+    still has all the pixels it needs. An image smaller than its crop is enlarged, were it one pixel.
 
     Raises:
         InvalidImageError: it cannot be read.
@@ -108,7 +168,7 @@ def cropped(image: Path | bytes, key: SampleKey, size: int, config: RunConfig, n
     crop = decoded.resize((size, size), Image.Resampling.BILINEAR, box=box)
     if rng.random() < config.data.flip:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+    return crop
 
 
 def check_readable(paths: list[Path]) -> None:
@@ -173,8 +233,8 @@ class StepSampler(Sampler[list[SampleKey]]):
 
 def make_loader(
     paths: list[Path], size: int, config: RunConfig, first_step: int = 0, world: World | None = None
-) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """Loader of (crops `[B, 3, size, size]` uint8, epochs `[B]`, indices `[B]`) from `first_step` on.
+) -> DataLoader[Sample]:
+    """Loader from `first_step` on of crops `[B, 3, size, size]` uint8, keys `[B, 2]`, and problems, a list each.
 
     B is one process's share of the batch.
     """
@@ -183,7 +243,13 @@ def make_loader(
     return DataLoader(
         dataset,
         batch_sampler=StepSampler(len(paths), config, first_step, rank, processes),
+        collate_fn=_collate,
         num_workers=config.data.workers,
         prefetch_factor=4 if config.data.workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[list[str]]]:
+    crops, keys, problems = zip(*samples, strict=True)
+    return torch.stack(crops), torch.tensor(keys), list(problems)

@@ -46,6 +46,14 @@ class World:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value.item())
 
+    def total(self, count: int) -> int:
+        """Sum over the processes; all of them must ask."""
+        if self.size == 1:
+            return count
+        value = torch.tensor(count, device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.SUM)
+        return int(value.item())
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes."""
         if self.size > 1:

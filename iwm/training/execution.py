@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from iwm.predictor import AdaLNBlock
 
 
-def prepare_blocks(module: nn.Module, *, compiled: bool, recomputed: bool) -> None:
+def prepare_blocks(module: nn.Module, *, compiled: bool, recomputed: bool, random: bool = False) -> None:
     """Set how every transformer block in a module is run.
 
     Args:
@@ -21,6 +21,7 @@ def prepare_blocks(module: nn.Module, *, compiled: bool, recomputed: bool) -> No
         compiled: through `torch.compile`, once for all numbers of visible patches.
         recomputed: activation checkpointing: of every block only its input is kept for the
             backward pass, which runs the block again; about a third more work.
+        random: blocks draw at random (drop path), and must draw the same when run again.
     """
     for block in module.modules():
         if not isinstance(block, Block | AdaLNBlock):
@@ -29,7 +30,7 @@ def prepare_blocks(module: nn.Module, *, compiled: bool, recomputed: bool) -> No
         if compiled:
             run = torch.compile(run, dynamic=True)
         if recomputed:
-            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=random)
         block.forward = run  # type: ignore[method-assign]
 
 

@@ -5,6 +5,7 @@ Knows nothing of what is trained: a `Task` supplies modules, a loss and what to 
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import time
@@ -20,15 +21,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from iwm.actions import SampleKey
 from iwm.device import resolve_device
-from iwm.errors import InvalidConfigError, InvalidDataError, TrainingError
+from iwm.errors import InvalidConfigError, InvalidDataError, SaveError, TrainingError
 from iwm.training import schedules
-from iwm.training.config import RunConfig
+from iwm.training.config import OptimConfig, RunConfig
 from iwm.training.data import Source
 from iwm.training.distributed import World
-from iwm.training.optimizer import adamw, set_schedule
+from iwm.training.optimizer import make_optimizer, set_schedule
 from iwm.training.progress import Progress, Waits, memory_mb
 from iwm.training.run_folder import RunFolder
-from iwm.training.trackers import closing_all, make_trackers
+from iwm.training.trackers import closing_all, make_trackers, require_packages
+
+log = logging.getLogger(__name__)
 
 
 class Task(nn.Module, ABC):
@@ -57,6 +60,15 @@ class Task(nn.Module, ABC):
     def after_step(self, step: int) -> dict[str, float]:
         """What follows an optimiser step; returns scalars to log."""
 
+    def make_optimizer(self, config: OptimConfig) -> torch.optim.Optimizer:
+        """The optimiser of what is trained; groups may carry what `set_schedule` reads."""
+        return make_optimizer(self.trained(), config)
+
+    @property
+    def finished(self) -> bool:
+        """Whether training may end before its last step, with nothing wrong."""
+        return False
+
     def monitor(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> dict[str, float]:
         """Scalars worth some time, asked for now and then."""
         return {}
@@ -76,7 +88,8 @@ def train(
 ) -> bool:
     """Train until `config.steps`, or until interrupted.
 
-    SIGINT and SIGTERM end the run after the current step, with a checkpoint.
+    SIGINT and SIGTERM end the run after the current step, with a checkpoint; a task that has
+    `finished` ends it as if it were the last step.
 
     Args:
         task: what to train, on its device already.
@@ -87,27 +100,26 @@ def train(
         world: the processes that train together; None is this one alone.
 
     Returns:
-        Whether all steps are done.
+        Whether all is done that was to be done.
 
     Raises:
         TrainingError: the loss or its gradient is not finite; the last checkpoint is still good.
+        SaveError: something cannot be written; the last checkpoint is still good.
         InvalidConfigError: the state in the folder belongs to other images, or is further on, or
-            the batch cannot be shared evenly.
+            the batch cannot be shared evenly, or a package is missing.
     """
     world = world or World(resolve_device(config.device))
-    shares = world.size * config.accumulate
-    if config.batch_size % shares:
-        raise InvalidConfigError(
-            f"batch_size {config.batch_size} cannot be shared evenly by {world.size} processes in "
-            f"{config.accumulate} pieces each; use a multiple of {shares}."
-        )
+    config.rows(world.size)
+    require_packages(config)
     trainer = _Trainer(task, source, config, run, export, world)
-    if trainer.done == config.steps:
+    if trainer.done == config.steps or task.finished:
         trainer.export_model()  # The last export may have been cut off.
+        return True
     loader = source.batches(trainer.done, world, trainer.source_state)
-    waits, monitored = Waits(), dict[str, float]()
+    waits, monitored, last = Waits(), dict[str, float](), False
     trackers = make_trackers(config, run.path) if world.is_main else []
     with (
+        trainer.telling_what_is_good(),
         closing_all(trackers),
         _stop_on_signal() as stopped,
         Progress(config.steps, trainer.done, config.batch_size, shown=world.is_main) as progress,
@@ -117,23 +129,32 @@ def train(
             record = trainer.step(crops, keys)
             progress.advance(record["loss"])
             last = trainer.done == config.steps
-            stop = world.any(stopped())
             if world.is_main and config.monitor_every and (trainer.done % config.monitor_every == 0 or last):
                 monitored = task.monitor(crops.to(world.device), trainer.done, keys)
-            if world.is_main and (trainer.done % config.log_every == 0 or last):
+            stop = world.any(stopped())
+            last = last or world.any(task.finished)
+            logged = trainer.done % config.log_every == 0 or last
+            unreadable = trainer.unreadable() if logged else 0
+            if world.is_main and logged:
                 pace = {"images_per_second": round(progress.images_per_second, 2)}
-                record |= (
-                    monitored | pace | {"data_wait": waits.share(), "memory_mb": memory_mb(world.device)}
-                )
+                waiting = {"data_wait": waits.share(), "unreadable": unreadable}
+                record |= monitored | pace | waiting | {"memory_mb": memory_mb(world.device)}
                 monitored = {}
                 run.log(record)
                 for tracker in trackers:
                     tracker.log(record)
             if trainer.done % config.checkpoint_every == 0 or last or stop:
                 trainer.checkpoint()
-            if stop:
+            if last or stop:
                 break
-    return trainer.done == config.steps
+    unreadable = trainer.unreadable()
+    if unreadable and world.is_main:
+        log.warning(
+            "%d of the %d images drawn could not be read, and others took their place; the log names them.",
+            unreadable,
+            trainer.done * config.batch_size,
+        )
+    return last
 
 
 class _Trainer:
@@ -155,8 +176,8 @@ class _Trainer:
         self.run = run
         self.export = export
         self.world = world
-        self.optimizer = adamw(task.trained(), config.optim)
-        self.done = self.saved = 0
+        self.optimizer = task.make_optimizer(config.optim)
+        self.done = self.saved = self.unreadable_before = 0
         self.seconds = 0.0
         if run.has_state:
             self._restore(run.load_state())
@@ -191,6 +212,7 @@ class _Trainer:
         self.done = self.saved = state["step"]
         self.seconds = state["seconds"]
         self.source_state = state.get("source")
+        self.unreadable_before = state.get("unreadable", 0)
 
     def step(self, crops: Tensor, keys: list[SampleKey]) -> dict[str, Any]:
         """One optimiser step; returns what to log of it."""
@@ -244,8 +266,9 @@ class _Trainer:
 
     def checkpoint(self) -> None:
         """Save the resumable state, then the model."""
-        self.saved = self.done
+        unreadable = self.unreadable()
         if not self.world.is_main:
+            self.saved = self.done
             return
         self.run.save_state(
             {
@@ -253,11 +276,25 @@ class _Trainer:
                 "seconds": self.elapsed,
                 "listing": self.source.listing,
                 "source": self.source.state(),
+                "unreadable": unreadable,
                 "task": self.task.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
         )
+        self.saved = self.done
         self.export_model()
+
+    def unreadable(self) -> int:
+        """Images drawn so far that could not be read, in all sittings and processes; all must ask."""
+        return self.unreadable_before + self.world.total(self.source.unreadable)
+
+    @contextmanager
+    def telling_what_is_good(self) -> Iterator[None]:
+        """Add to a failure to write which checkpoint there is, and what to do."""
+        try:
+            yield
+        except SaveError as error:
+            raise SaveError(f"{error} {self._good} Mend that, and the same command goes on.") from error
 
     def export_model(self) -> None:
         """Write the model as it is now."""

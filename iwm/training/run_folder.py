@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from iwm.checkpoint import CONFIG_FILE
-from iwm.config import dotted, to_json
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
+from iwm.fields import dotted, from_dict, to_json
 from iwm.files import atomic_write, write_text
 from iwm.training.config import RunConfig
 
@@ -23,7 +23,7 @@ _START_AGAIN = "Start again with another --out; the model exported there so far 
 FREE_FIELDS = frozenset(
     {
         "steps", "device", "accumulate", "compile", "activation_checkpointing", "log_every",
-        "checkpoint_every", "monitor_every", "tensorboard", "wandb", "data.workers",
+        "checkpoint_every", "monitor_every", "tensorboard", "wandb", "data.workers", "data.on_unreadable",
     }
 )  # fmt: skip
 """Fields that may differ between a run and its continuation."""
@@ -69,12 +69,12 @@ class RunFolder:
             write_text(metrics, "".join(line for line in lines if _is_before(line, step)))
 
     def _check_same(self, config: RunConfig, free: frozenset[str]) -> None:
-        before = dotted(read_run(self.path))
+        before = dotted(_with_defaults(read_run(self.path), type(config)))
         now = dotted(json.loads(to_json(config)))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         changed = [k for k in changed if k not in free]
         if changed:
-            listed = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed[:5])
+            listed = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
             raise InvalidConfigError(
                 f"{self.path} holds a run with other settings: {listed}. Use the old ones, or another --out"
                 f"{', or --resume to change the steps' if changed == ['steps'] else ''}."
@@ -90,17 +90,15 @@ class RunFolder:
             with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise SaveError(
-                f"Cannot write {self.path / METRICS_FILE}: {error}. Resume with --resume."
-            ) from error
+            raise SaveError(f"Cannot write {self.path / METRICS_FILE}: {error}.") from error
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the resumable state, atomically."""
-        with atomic_write(self.path / STATE_FILE) as temporary:
+        with atomic_write(self.path / STATE_FILE) as temporary, temporary.open("wb") as file:
             try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # How torch reports a full disk.
-                raise OSError(str(error)) from error
+                torch.save(state, file)
+            except RuntimeError as error:  # Torch fails again as it closes the archive, and hides why.
+                raise OSError(str(error.__context__ or error)) from error
 
     def load_state(self) -> dict[str, Any]:
         """The last saved state.
@@ -132,6 +130,15 @@ def read_run(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InvalidDataError(f"{path / RUN_FILE} cannot be read: {error}. {_START_AGAIN}") from error
     return settings
+
+
+def _with_defaults(settings: dict[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
+    """A run's settings with the fields that have come since it began, at their defaults."""
+    try:
+        filled: dict[str, Any] = json.loads(to_json(from_dict(kind, settings)))
+    except InvalidConfigError:
+        return settings
+    return filled
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -1,7 +1,7 @@
 """Learning rate, weight decay and EMA momentum as pure functions of the step.
 
-The learning rate rises linearly and then follows a cosine that is stretched, so that it has
-not reached zero when training ends; weight decay follows a cosine from low to high
+The learning rate rises linearly and then follows a cosine, or a line, that is stretched, so that
+it has not reached zero when training ends; weight decay follows a cosine from low to high
 [arXiv 2403.00504, App. A.1]; the teacher's momentum rises linearly to 1, as in I-JEPA.
 """
 
@@ -17,6 +17,8 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     if step < warmup:
         return config.lr_start + (config.lr - config.lr_start) * step / warmup
     progress = (step - warmup) / max(total - warmup, 1)
+    if config.schedule == "linear":
+        return config.lr * max(1.0 - progress, 0.0)
     return 0.5 * config.lr * (1.0 + math.cos(math.pi * progress))
 
 

@@ -11,7 +11,7 @@ skipped. Every process reads all rows and decodes its own.
 from __future__ import annotations
 
 import glob
-import logging
+import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,18 +24,22 @@ from torch import Tensor
 from iwm.actions import SampleKey
 from iwm.errors import InvalidConfigError, InvalidDataError, InvalidImageError
 from iwm.training.config import RunConfig
-from iwm.training.data import Batch, cropped
+from iwm.training.data import Batch, Refused, cropped
 from iwm.training.distributed import World
 
 BLOCK = 1024
 """Rows that are shuffled together."""
+
+PATIENCE = 10
+"""Blocks without one readable image after which a run gives up."""
 
 _BLOCK_STREAM = 8
 _SHARD_STREAM = 10
 Cell = dict[str, Any]
 """An undecoded image of `datasets`: `bytes`, or where those are None a `path` to fetch."""
 
-log = logging.getLogger(__name__)
+Row = tuple[str, Cell]
+"""Where the image is, for the log, and the image."""
 
 
 def is_stream(name: str) -> bool:
@@ -61,7 +65,9 @@ class StreamSource:
         self.size = size
         self.config = config
         self.listing = f"the stream {name}"
-        self._data, self._column = _open_stream(name)
+        self.unreadable = 0
+        self._refused = Refused(config)
+        self._data, self._column, self._shards = _open_stream(name)
         self._state: dict[str, Any] = {"epoch": 0, "block": 0, "offset": 0, "shards": None}
 
     def state(self) -> dict[str, Any]:
@@ -73,6 +79,7 @@ class StreamSource:
 
         Raises:
             InvalidDataError: the run was not begun on a stream, or no image can be read.
+            InvalidImageError: one image cannot be read, and the run was asked to end there.
         """
         if first_step and not state:
             raise InvalidDataError("The checkpoint does not say where its stream was; begin another run.")
@@ -86,18 +93,31 @@ class StreamSource:
                 if step < self.config.steps:  # Decoded while the step before is trained.
                     batch = [next(rows) for _ in range(self.config.batch_size)]
                     own = [batch[row][:2] for row in mine]
-                    futures = [pool.submit(self._decode, key, content) for key, content in own]
+                    futures = [pool.submit(self._decode, key, row) for key, row in own]
                     coming = [key for key, _ in own], futures, batch[-1][2]
                 if ahead:
                     keys, decoded, after = ahead
-                    crops = _filled([future.result() for future in decoded])
+                    crops = [future.result() for future in decoded]
+                    self.unreadable += sum(crop is None for crop in crops)
+                    if all(crop is None for crop in crops):
+                        crops[0] = self._next_readable(after)
                     self._state = after
                     epochs, indices = torch.tensor(keys).unbind(1)
-                    yield crops, epochs, indices
+                    yield _filled(crops), epochs, indices
                 ahead = coming
 
-    def _rows(self, state: dict[str, Any]) -> Iterator[tuple[SampleKey, Cell, dict[str, Any]]]:
-        """Rows for ever: key, image, and the state after this row."""
+    def _next_readable(self, state: dict[str, Any]) -> Tensor:
+        """The next crop after a batch of which no image can be read."""
+        for key, row, _ in itertools.islice(self._rows(state), PATIENCE * BLOCK):
+            crop = self._decode(key, row)
+            if crop is not None:
+                return crop
+        raise InvalidDataError(
+            f"None of {PATIENCE * BLOCK:,} successive images of {self.listing} can be read; see the warnings above."
+        )
+
+    def _rows(self, state: dict[str, Any]) -> Iterator[tuple[SampleKey, Row, dict[str, Any]]]:
+        """Rows for ever: key, row, and the state after it."""
         epoch, block, offset, shards = (state[k] for k in ("epoch", "block", "offset", "shards"))
         while True:
             empty = True
@@ -114,40 +134,40 @@ class StreamSource:
                 raise InvalidDataError(f"{self.listing} is empty.")
             epoch, block, offset, shards = epoch + 1, 0, 0, None
 
-    def _blocks(
-        self, epoch: int, state: dict[str, Any] | None
-    ) -> Iterator[tuple[list[Cell], dict[str, Any]]]:
+    def _blocks(self, epoch: int, state: dict[str, Any] | None) -> Iterator[tuple[list[Row], dict[str, Any]]]:
         """An epoch's rows in blocks, each with the state in which the next one begins."""
         rng = np.random.default_rng((self.config.seed, epoch, 0, _SHARD_STREAM))
         order = rng.permutation(self._data.num_shards)
-        done, within = (state["done"], state["within"]) if state else (0, None)
-        rows: list[Cell] = []
+        done, within, first = (state["done"], state["within"], state.get("row", 0)) if state else (0, None, 0)
+        rows: list[Row] = []
         while done < len(order):
-            shard = self._data.shard(num_shards=len(order), index=int(order[done]))
+            index = int(order[done])
+            shard = self._data.shard(num_shards=len(order), index=index)
             if within is not None:
                 shard.load_state_dict(within)
             try:
-                for row in shard:
-                    rows.append(row[self._column] or {"bytes": b"", "path": None})
+                for number, row in enumerate(shard, start=first):
+                    cell = row[self._column] or {"bytes": b"", "path": None}
+                    rows.append((f"{cell['path'] or f'row {number}'} of {self._shards[index]}", cell))
                     if len(rows) == BLOCK:
-                        yield rows, {"done": done, "within": shard.state_dict()}
+                        yield rows, {"done": done, "within": shard.state_dict(), "row": number + 1}
                         rows = []
             except Exception as error:  # The network and every format have their own.
                 raise InvalidDataError(
                     f"{self.listing} breaks off: {type(error).__name__}: {error}. Where that can be "
                     "mended, the same command goes on from the last checkpoint."
                 ) from error
-            done, within = done + 1, None
+            done, within, first = done + 1, None, 0
         if rows:
-            yield rows, {"done": done, "within": None}
+            yield rows, {"done": done, "within": None, "row": 0}
 
-    def _decode(self, key: SampleKey, cell: Cell) -> Tensor | None:
-        content, path = cell["bytes"], cell["path"]
-        name = f"{path or f'image {key[1]}'} of {self.listing}"
+    def _decode(self, key: SampleKey, row: Row) -> Tensor | None:
+        name, cell = row
         try:
-            return cropped(_fetched(path) if content is None else content, key, self.size, self.config, name)
+            content = _fetched(cell["path"]) if cell["bytes"] is None else cell["bytes"]
+            return cropped(content, key, self.size, self.config, name)
         except InvalidImageError as error:
-            log.warning("skipped: %s", error)
+            self._refused.add(str(error))
             return None
 
 
@@ -158,23 +178,25 @@ def _fetched(path: str) -> bytes:
     try:
         with fsspec.open(path, "rb") as file:
             content: bytes = file.read()
+    except FileNotFoundError as error:
+        raise InvalidImageError(f"No such image file: {path}") from error
     except Exception as error:  # The network and every file system have their own.
         raise InvalidDataError(f"Cannot fetch {path}: {type(error).__name__}: {error}") from error
     return content
 
 
 def _filled(crops: list[Tensor | None]) -> Tensor:
-    """A batch, in which the next readable crop takes the place of an unreadable one."""
-    if all(crop is None for crop in crops):
-        raise InvalidDataError("Not one image of a whole batch can be read; see the warnings above.")
+    """A batch, in which the next readable crop, of which there is one, takes the place of an unreadable one."""
     for i in reversed(range(len(crops))):
         if crops[i] is None:
             crops[i] = next(c for j in range(1, len(crops)) if (c := crops[(i + j) % len(crops)]) is not None)
     return torch.stack([crop for crop in crops if crop is not None])
 
 
-def _open_stream(name: str) -> tuple[Any, str]:
-    """A streaming dataset of undecoded images, and their column."""
+def _open_stream(name: str) -> tuple[Any, str, list[str]]:
+    """A streaming dataset of undecoded images, their column, and what to call each shard."""
+    repo, split, column = _hub_name(name) if name.startswith("hf:") else ("", "", "")
+    files: list[str] = []
     try:
         import datasets
     except ImportError as error:
@@ -183,14 +205,11 @@ def _open_stream(name: str) -> tuple[Any, str]:
         ) from error
     try:
         if name.startswith("hf:"):
-            repo, _, rest = name.removeprefix("hf:").partition(":")
-            split, _, column = rest.partition(":")
             data = datasets.load_dataset(repo, split=split or "train", streaming=True)
         else:
             files = sorted(glob.glob(os.path.expanduser(name)))
             if not files:
                 raise InvalidDataError(f"No tar shards match {name}.")
-            column = ""
             data = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
         features = data.features or data._resolve_features().features
     except InvalidDataError:
@@ -203,4 +222,21 @@ def _open_stream(name: str) -> tuple[Any, str]:
     if not images:
         raise InvalidDataError(f"{name} has no column of images; its columns are {sorted(features)}.")
     column = column or images[0]
-    return data.select_columns([column]).cast_column(column, datasets.Image(decode=False)), column
+    undecoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    shards = files or [f"shard {i} of the stream {name}" for i in range(data.num_shards)]
+    return undecoded, column, shards
+
+
+def _hub_name(name: str) -> list[str]:
+    """Repository, split and column of `hf:repository[:split[:column]]`; what is not given is empty.
+
+    Raises:
+        InvalidDataError: no repository, or more parts.
+    """
+    parts = name.removeprefix("hf:").split(":")
+    if not parts[0] or len(parts) > 3:
+        raise InvalidDataError(
+            f"{name} names no dataset of the Hub; write hf:org/name, hf:org/name:split or "
+            "hf:org/name:split:column."
+        )
+    return parts + [""] * (3 - len(parts))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from iwm.errors import InvalidConfigError
+from iwm.errors import InvalidConfigError, SaveError
 from iwm.training.config import RunConfig
 
 
@@ -21,20 +22,28 @@ class Tracker(Protocol):
         """No more will come."""
 
 
-def make_trackers(config: RunConfig, out: Path) -> list[Tracker]:
-    """Those that the configuration asks for.
+def require_packages(config: RunConfig) -> None:
+    """Look for the packages that the configuration asks for, before anything is written.
 
     Raises:
-        InvalidConfigError: a package is missing.
+        InvalidConfigError: one is missing.
     """
-    trackers: list[Tracker] = []
     try:
         if config.tensorboard:
-            trackers.append(_TensorBoard(out))
+            import_module("torch.utils.tensorboard")
         if config.wandb:
-            trackers.append(_WandB(config.wandb, out))
+            import_module("wandb")
     except ImportError as error:
         raise InvalidConfigError(f"{error}. Install it: pip install 'iwm[train]', or wandb.") from error
+
+
+def make_trackers(config: RunConfig, out: Path) -> list[Tracker]:
+    """Those that the configuration asks for."""
+    trackers: list[Tracker] = []
+    if config.tensorboard:
+        trackers.append(_TensorBoard(out))
+    if config.wandb:
+        trackers.append(_WandB(config.wandb, out))
     return trackers
 
 
@@ -54,15 +63,27 @@ class _TensorBoard:
     def __init__(self, out: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(out / "tensorboard"))
+        self.folder = out / "tensorboard"
+        with self._writing():
+            self.writer: Any = SummaryWriter(str(self.folder))
 
     def log(self, record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if name != "step":
-                self.writer.add_scalar(name, value, record["step"])
+        with self._writing():
+            for name, value in record.items():
+                if name != "step":
+                    self.writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        self.writer.close()
+        with self._writing():
+            self.writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Another thread writes; what stops it is raised here, later."""
+        try:
+            yield
+        except OSError as error:
+            raise SaveError(f"Cannot write {self.folder}: {error}.") from error
 
 
 class _WandB:

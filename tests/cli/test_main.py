@@ -12,7 +12,7 @@ from typer.main import get_command
 import iwm
 from iwm.cli.main import app
 from iwm.cli.pretrain import parse_overrides
-from iwm.config import to_json
+from iwm.fields import to_json
 from iwm.pretraining.recipes import find_recipe
 
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from adapter_parts import classification, make_model, segmentation
 from hub_files import model_files, pinned_entry
 
 import iwm
@@ -312,3 +313,47 @@ def test_info_of_a_repository_that_is_not_there(pinned, command, name, message):
 def test_info_of_a_repository_without_a_network(pinned, command, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert "Check the network" in command("info", "org/tiny").error
+
+
+@pytest.fixture
+def solved(tmp_path, tiny_config):
+    """A folder of a model with tasks."""
+    config = tiny_config()
+    model = make_model(
+        config,
+        pets={
+            "tasks": {"pets": classification(head="attentive"), "cars": classification("a", "b")},
+            "predictor": config.predictor,
+            "license": "CC-BY-NC-4.0 [x]",
+            "metrics": {"pets": {"accuracy": 0.8125}},
+        },
+        street={"tasks": {"street": segmentation()}, "reads": "encoder"},
+    )
+    model.save_pretrained(tmp_path / "solved")
+    return tmp_path / "solved"
+
+
+def test_info_shows_the_tasks(command, solved):
+    config = read_config(solved)
+    shown = [" ".join(line.split()) for line in command("info", solved).out.splitlines()]
+    size = f"{config.adapter_parameters('pets'):,} parameters"
+    assert f"pets classification, 3 classes, accuracy 0.812; pets ({size}); CC-BY-NC-4.0 [x]" in shown
+    assert f"cars classification, 2 classes, not measured; pets ({size}); CC-BY-NC-4.0 [x]" in shown
+    assert any(line.startswith("street segmentation, 4 classes, not measured; street (") for line in shown)
+    parameters = command("info", solved, "--json").json["parameters"]
+    model = iwm.load(solved)
+    assert parameters["adapters"] == {name: _count(model.load_adapter(name)) for name in ("pets", "street")}
+    assert command("info", solved, "--json").json["adapters"]["street"]["tasks"]["street"]["labels"] == [
+        "sky", "road", "car", "tree",
+    ]  # fmt: skip
+
+
+def test_info_of_a_model_without_tasks_has_no_such_lines(command, model_folder):
+    assert "tasks" not in command("info", model_folder).out.split()
+    assert "adapters" not in command("info", model_folder, "--json").json["parameters"]
+
+
+def test_info_says_that_a_tuned_model_does_not_act(command, solved):
+    config = read_config(solved).replace(tuned="encoder")
+    (solved / "config.json").write_text(config.to_json())
+    assert "actions none: it was finetuned as a whole" in command("info", solved).words

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from iwm.cli.pretrain import parse_overrides, set_dotted
-from iwm.config import from_dict, to_json
 from iwm.errors import InvalidConfigError
+from iwm.fields import from_dict, to_json
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.recipes import RECIPES, find_recipe
 

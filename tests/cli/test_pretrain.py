@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import iwm
 from iwm.checkpoint import read_config
-from iwm.config import from_dict
+from iwm.fields import from_dict
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.estimate import estimate
 from iwm.pretraining.recipes import find_recipe
@@ -180,7 +180,7 @@ def _numbers(text):
     [
         ("iwm-equi-18-384", []),
         ("iwm-tiny", ["--deadline", "2"]),
-        ("iwm-tiny-inv", ["--out", "run", "--data", "nowhere", "--resume"]),
+        ("iwm-tiny-inv", ["--out", "run"]),
     ],
 )
 def test_a_dry_run_prints_the_estimate_needs_nothing_and_writes_nothing(

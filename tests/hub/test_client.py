@@ -45,7 +45,7 @@ def test_within_leaves_a_late_call_behind():
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"^nothing complete after 0 seconds$"):
         within(0.05, wait)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8  # It waits for 10.
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "iwm-hub")
     assert not ended.is_set()
     late.set()

@@ -34,7 +34,7 @@ def _nothing_left_running(hub):
 
 
 @contextmanager
-def short_limits(monkeypatch, seconds=4):
+def short_limits(monkeypatch, seconds=8):
     """Seconds, not minutes, until a call is given up; what the block does has to end in time."""
     began = time.monotonic()
     with monkeypatch.context() as patch:

@@ -15,6 +15,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensors
 
 import iwm
+from iwm.checkpoint import MAX_CONFIG_BYTES
 from iwm.errors import (
     IncompatibleWeightsError,
     InvalidConfigError,
@@ -54,7 +55,7 @@ def check_config_refused(hub, load, cache, content, words):
             call("org/tiny")
     with pytest.raises(InvalidConfigError, match=words):
         download("org/tiny", options=HubOptions(cache_dir=cache))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000
     assert "model.safetensors" not in requested(hub)
     check_cache(cache)
@@ -129,8 +130,8 @@ def test_configs_that_are_none(hub, load, cache, content, words):
 
 
 def test_a_config_that_is_too_large_is_not_even_fetched(hub, load, cache, files):
-    padded = files["config.json"] + b" " * ((1 << 20) + 1 - len(files["config.json"]))
-    words = r"config\.json of org/tiny has 1,048,577 bytes; 1,048,576 are allowed"
+    padded = files["config.json"] + b" " * (MAX_CONFIG_BYTES + 1 - len(files["config.json"]))
+    words = r"config\.json of org/tiny has 4,194,305 bytes; 4,194,304 are allowed"
     check_config_refused(hub, load, cache, padded, words)
     assert requested(hub) == set()
     assert list(cache.glob("**/config.json")) == []

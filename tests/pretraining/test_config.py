@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from iwm.config import EncoderConfig, PreprocessConfig, WorldModelConfig, from_dict, to_json
+from iwm.config import EncoderConfig, PreprocessConfig, WorldModelConfig
 from iwm.errors import InvalidConfigError
+from iwm.fields import from_dict, to_json
 from iwm.pretraining.config import MaskConfig, PretrainConfig
 from iwm.training.config import OptimConfig
 

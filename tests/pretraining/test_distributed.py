@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,19 @@ def test_a_run_goes_on_with_another_number_of_processes(photos, alone, tmp_path)
     subprocess.run(["pkill", "-9", "-f", str(out)], check=False)  # The workers, not only their parent.
     run(photos, out)
     check_same_run(alone, out)
+
+
+def test_unreadable_images_of_all_processes_are_counted_and_told_once(photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    for name in ("00", "01", "05"):
+        next(folder.rglob(f"{name}.jpg")).write_text("no image")
+    for processes in (1, 2):
+        _, said = run(folder, tmp_path / str(processes), processes=processes)
+        assert said.count("of the 48 images drawn could not be read") == 1
+    alone, two = ([record["unreadable"] for record in metrics(tmp_path / name)] for name in ("1", "2"))
+    assert alone == two
+    assert alone[-1] == 12  # Four epochs.
 
 
 def test_a_batch_that_cannot_be_shared(photos, tmp_path):

@@ -12,10 +12,10 @@ import torch
 
 import iwm
 from iwm.checkpoint import load_weights, read_config
-from iwm.config import from_dict, to_json
 from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.fields import from_dict, to_json
 from iwm.pretraining.config import PretrainConfig
-from iwm.pretraining.run import pretrain
+from iwm.pretraining.run import check_start, pretrain
 from iwm.pretraining.task import PretrainTask
 from iwm.training.config import DataConfig
 from iwm.training.loop import TrainingError
@@ -27,7 +27,7 @@ FILES = ["config.json", "metrics.jsonl", "model.safetensors", "run.json", "state
 CHILD = """
 import json, os, sys
 from pathlib import Path
-from iwm.config import from_dict
+from iwm.fields import from_dict
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.run import pretrain
 from iwm.pretraining.task import PretrainTask
@@ -97,7 +97,7 @@ def test_a_run_leaves_a_model_folder_and_its_records(config, whole):
     assert sorted(path.name for path in whole.iterdir()) == FILES
     records = _metrics(whole)
     assert [record["step"] for record in records] == list(range(1, 11))
-    every_step = {"step", "loss", "lr", "weight_decay", "grad_norm", "target_std", "ema"}
+    every_step = {"step", "loss", "lr", "weight_decay", "grad_norm", "target_std", "ema", "unreadable"}
     monitored = {"effective_rank", "cosine", "online_apply_mrr", "online_undo_mrr"}
     assert all(record.keys() == every_step for record in records[:-1])
     assert records[-1].keys() == every_step | monitored
@@ -199,3 +199,14 @@ def test_a_missing_image_folder_is_refused_before_anything_is_written(config, tm
     with pytest.raises(InvalidDataError, match="No such folder"):
         pretrain(config, [tmp_path / "missing"], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_start_would_refuse_is_refused_without_one(config, photos, tmp_path):
+    for changes, processes, message in (
+        ({}, 3, "batch_size 4 cannot be shared evenly by 3 processes in 1 pieces each"),
+        ({"device": "cpux"}, 1, 'Cannot use device "cpux"'),
+    ):
+        with pytest.raises(InvalidConfigError, match=message):
+            check_start(config.replace(**changes), [photos], tmp_path / "run", processes=processes)
+    assert check_start(config, [photos], tmp_path / "run", processes=4) == config
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from iwm.pretraining.monitors import monitor
 from iwm.pretraining.task import PretrainTask
 from iwm.pretraining.views import make_views
 from iwm.training.config import OptimConfig
-from iwm.training.optimizer import adamw, set_schedule
+from iwm.training.optimizer import make_optimizer, set_schedule
 
 KEYS = [(0, 3), (0, 1), (1, 2), (4, 9)]
 KINDS = [
@@ -143,7 +143,7 @@ def test_teacher_moves_by_the_ema_formula(make_task, step):
 def test_a_few_steps_lower_the_loss(make_config, kind):
     torch.manual_seed(0)
     task = PretrainTask(make_config(steps=30, **kind))
-    optimizer = adamw(task.trained(), OptimConfig())
+    optimizer = make_optimizer(task.trained(), OptimConfig())
     losses = []
     for step in range(30):
         set_schedule(optimizer, 3e-3, 0.04)
@@ -191,7 +191,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_stays_with_its_teacher(make_confi
     task = PretrainTask(make_config(freeze_encoder=True))
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     assert task.trained() == [task.model.predictor]
-    optimizer = adamw(task.trained(), OptimConfig(weight_decay=0.5))
+    optimizer = make_optimizer(task.trained(), OptimConfig(weight_decay=0.5))
     task(_crops(), 0, KEYS)[0].backward()
     for module in (task.student, task.model.encoder):
         assert all(p.grad is None and not p.requires_grad for p in module.parameters())

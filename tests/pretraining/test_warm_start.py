@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 
 import iwm
 from iwm.cli.pretrain import parse_overrides, set_dotted
-from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig, from_dict, to_json
+from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig
 from iwm.encoder import Encoder
 from iwm.errors import (
     IncompatibleWeightsError,
@@ -23,6 +23,7 @@ from iwm.errors import (
     UnknownModelError,
     WeightsUnavailableError,
 )
+from iwm.fields import from_dict, to_json
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.run import pretrain
 from iwm.pretraining.task import PretrainTask

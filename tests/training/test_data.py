@@ -1,8 +1,8 @@
 """Images from a folder: listing, order of samples, crops."""
 
 import itertools
-import logging
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,10 +18,11 @@ from iwm.training.data import (
     StepSampler,
     check_readable,
     cropped,
-    make_loader,
     random_crop,
 )
 from iwm.training.distributed import World
+
+CPU = World(torch.device("cpu"))
 
 
 def _write(path, width, height, seed=0):
@@ -39,6 +40,14 @@ def _config(**changes):
 @pytest.fixture
 def paths(tmp_path):
     return [_write(tmp_path / f"{i}.png", 40 + 6 * i, 48, seed=i) for i in range(5)]
+
+
+@pytest.fixture
+def broken(paths):
+    """The same, of which two in the middle cannot be read."""
+    paths[2].write_bytes(b"not an image")
+    paths[3].write_bytes(paths[3].read_bytes()[:200])
+    return paths
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(10, 4), (7, 7), (3, 8), (1, 3)])
@@ -72,8 +81,8 @@ def test_order_depends_on_the_seed_and_not_on_the_number_of_steps():
 
 def test_crop_is_a_function_of_seed_epoch_and_index(paths):
     key, config = (2, 1), _config()
-    crop, epoch, index = CropDataset(paths, 16, config)[key]
-    assert (crop.shape, crop.dtype, epoch, index) == ((3, 16, 16), torch.uint8, 2, 1)
+    crop, *rest = CropDataset(paths, 16, config)[key]
+    assert (crop.shape, crop.dtype, rest) == ((3, 16, 16), torch.uint8, [(2, 1), []])
     other = CropDataset(paths, 16, _config(steps=99, batch_size=2))
     for before in [(0, 0), (2, 4)]:
         other[before]
@@ -143,41 +152,91 @@ def test_an_image_too_narrow_for_any_box_gives_its_central_square():
     assert random_crop(1000, 10, _config(), np.random.default_rng(0)) == (495.0, 0.0, 505.0, 10.0)
 
 
-def test_unreadable_file_is_named_and_replaced_by_the_next(paths, caplog):
-    paths[2].write_bytes(b"not an image")
-    paths[3].write_bytes(paths[3].read_bytes()[:200])
-    dataset = CropDataset(paths, 16, _config())
-    with caplog.at_level(logging.WARNING, logger="iwm"):
-        crop, epoch, index = dataset[(1, 2)]
-    assert [
-        path.name in record.getMessage() for path, record in zip(paths[2:4], caplog.records, strict=True)
-    ] == [
-        True,
-        True,
-    ]
-    assert (epoch, index) == (1, 2)
-    stand_in = [*paths[:2], paths[4], *paths[3:]]
+def test_the_place_of_an_unreadable_file_is_taken_by_the_next(broken):
+    crop, key, problems = CropDataset(broken, 16, _config())[(1, 2)]
+    assert key == (1, 2)
+    assert [path.name in problem for path, problem in zip(broken[2:4], problems, strict=True)] == [True] * 2
+    stand_in = [*broken[:2], broken[4], *broken[3:]]
     assert torch.equal(crop, CropDataset(stand_in, 16, _config())[(1, 2)][0])
 
 
-def test_an_unreadable_last_file_is_replaced_by_the_first(paths, caplog):
+def test_an_unreadable_last_file_is_replaced_by_the_first(paths):
     paths[4].unlink()
-    crop = CropDataset(paths, 16, _config())[(0, 4)][0]
-    assert paths[4].name in caplog.text
+    crop, _, problems = CropDataset(paths, 16, _config())[(0, 4)]
+    assert problems == [f"No such image file: {paths[4]}"]
     assert torch.equal(crop, CropDataset([*paths[:4], paths[0]], 16, _config())[(0, 4)][0])
 
 
-def test_nothing_readable_is_an_error(tmp_path):
-    paths = [tmp_path / f"{i}.jpg" for i in range(3)]
-    for path in paths:
-        path.write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(InvalidDataError, match="None of the images can be read"):
-        list(make_loader(paths, 16, _config()))
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_files_are_named_once_and_counted_as_often_as_they_are_drawn(broken, caplog, workers):
+    source = FolderSource(broken, 16, _config(data=DataConfig(workers=workers)))
+    drawn, counts = [], []
+    for _, _, indices in source.batches(0, CPU):
+        drawn += indices.tolist()
+        counts.append((len(drawn), source.unreadable))
+    named = sorted(record.getMessage().split(" as an ")[0] for record in caplog.records)
+    assert named == [f"skipped: Cannot read {path}" for path in broken[2:4]]
+    assert len(drawn) == 24
+    assert counts == [(n, sum(index in (2, 3) for index in drawn[:n])) for n in range(4, 25, 4)]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_may_ask_to_end_at_an_unreadable_file(broken, caplog, workers):
+    config = _config(data=DataConfig(workers=workers, on_unreadable="fail"))
+    first = next(i for i, keys in enumerate(StepSampler(5, config)) if {2, 3} & {index for _, index in keys})
+    batches = FolderSource(broken, 16, config).batches(0, CPU)
+    for _ in range(first):
+        next(batches)
+    with pytest.raises(InvalidImageError) as caught:
+        next(batches)
+    assert re.fullmatch(
+        r"Cannot read .*[23]\.png as an image: .*[^.]\. Mend it, or .*: --data\.on_unreadable skip",
+        str(caught.value),
+    )
+    assert caplog.text == ""
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_any_more_is_said_in_one_line(tmp_path, workers):
+    source = FolderSource(
+        [tmp_path / f"{i}.jpg" for i in range(3)], 16, _config(data=DataConfig(workers=workers))
+    )
+    with pytest.raises(InvalidDataError) as caught:
+        list(source.batches(0, CPU))
+    assert str(caught.value) == (
+        "None of the 3 images can be read any more. When they are back, the same command goes on."
+    )
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 2), (3, 5), (40, 1)])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_the_tiniest_image_is_enlarged(tmp_path, width, height, suffix):
+    path = tmp_path / f"tiny.{suffix}"
+    Image.new("RGB", (width, height), (200, 80, 40)).save(path)
+    with Image.open(path) as image:
+        colour = image.convert("RGB").getpixel((0, 0))
+    for index in range(20):
+        crop = cropped(path, (0, index), 16, _config())
+        assert torch.equal(crop, torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
+
+
+def test_more_than_one_crop_of_an_image_where_a_batch_has_more_places(paths):
+    source = FolderSource(paths[:2], 16, _config(steps=1, batch_size=7))
+    ((crops, epochs, indices),) = source.batches(0, CPU)
+    assert sorted(zip(epochs.tolist(), indices.tolist(), strict=True)) == [
+        *itertools.product(range(3), range(2)), (3, int(indices[-1]))
+    ]  # fmt: skip
+    assert len(crops.flatten(1).unique(dim=0)) == 7
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # A machine with one core.
 def test_workers_change_nothing(paths):
-    alone, shared = (list(make_loader(paths, 16, _config(data=DataConfig(workers=n)), 1)) for n in (0, 2))
+    alone, shared = (
+        list(FolderSource(paths, 16, _config(data=DataConfig(workers=n))).batches(1, CPU)) for n in (0, 2)
+    )
     assert len(alone) == len(shared) == 5
     for step, (one, other) in enumerate(zip(alone, shared, strict=True), start=1):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -284,7 +343,7 @@ def test_bytes_that_are_no_image_are_named():
 def test_a_folder_has_nothing_to_remember(paths):
     source = FolderSource(paths, 16, _config(), "5 images")
     assert (source.state(), source.listing) == (None, "5 images")
-    whole = list(source.batches(2, World(torch.device("cpu"))))
+    whole = list(source.batches(2, CPU))
     assert len(whole) == 4
     halves = [list(source.batches(2, World(torch.device("cpu"), rank, 2), {"any": 1})) for rank in (0, 1)]
     for one, first, second in zip(whole, *halves, strict=True):

@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from iwm.config import from_dict
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
+from iwm.fields import from_dict
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.run_folder import FREE_FIELDS, RunFolder
 
@@ -51,13 +51,20 @@ def test_folder_without_a_checkpoint_may_be_started_again(tmp_path):
 
 def test_resume_with_other_settings_names_every_change(used):
     before = (used / "run.json").read_bytes()
-    changed = RunConfig(seed=4, steps=9, optim=OptimConfig(lr=5e-4), data=DataConfig(crop_scale=(0.2, 1.0)))
+    changed = RunConfig(
+        seed=4, steps=9, batch_size=8, precision="float32", optim=OptimConfig(lr=5e-4, clip=1.0, warmup=0.5),
+        data=DataConfig(crop_scale=(0.2, 1.0)),
+    )  # fmt: skip
     with pytest.raises(InvalidConfigError) as caught:
         RunFolder(used, changed, resume=True)
     message = str(caught.value)
     for part in (
         "optim.lr was 0.001, now 0.0005",
         "seed was 0, now 4",
+        "batch_size was 64, now 8",
+        "precision was 'bf16', now 'float32'",
+        "optim.clip was 0.0, now 1.0",
+        f"optim.warmup was {40 / 300!r}, now 0.5",
         "data.crop_scale was [0.3, 1.0], now [0.2, 1.0]",
     ):
         assert part in message
@@ -68,17 +75,27 @@ def test_resume_with_other_settings_names_every_change(used):
 def test_free_fields_may_change_on_resume(used):
     config = RunConfig(
         steps=2000, device="cpu", accumulate=2, log_every=7, checkpoint_every=9, monitor_every=3, tensorboard=True,
-        wandb="project", compile=True, activation_checkpointing=True, data=DataConfig(workers=0),
+        wandb="project", compile=True, activation_checkpointing=True, data=DataConfig(workers=0, on_unreadable="fail"),
     )  # fmt: skip
     defaults = RunConfig()
     changed = {
         f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(defaults, f.name)
     }
-    assert changed - {"data"} | {"data.workers"} == FREE_FIELDS
+    assert changed - {"data"} | {"data.workers", "data.on_unreadable"} == FREE_FIELDS
     run = RunFolder(used, config, resume=True)
     assert json.loads((run.path / "run.json").read_text())["steps"] == RunConfig().steps
     run.start(config, 5)
     assert from_dict(RunConfig, json.loads((run.path / "run.json").read_text())) == config
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_of_newer_fields(used):
+    settings = json.loads((used / "run.json").read_text())
+    for name in ("optimizer", "schedule", "momentum"):
+        del settings["optim"][name]
+    (used / "run.json").write_text(json.dumps(settings))
+    assert RunFolder(used, RunConfig(), resume=False).has_state
+    with pytest.raises(InvalidConfigError, match=r"optim\.schedule was 'cosine', now 'linear'"):
+        RunFolder(used, RunConfig(optim=OptimConfig(schedule="linear")), resume=False)
 
 
 def test_state_round_trips_and_replaces_the_last(used):
@@ -94,6 +111,26 @@ def test_state_round_trips_and_replaces_the_last(used):
     assert torch.equal(loaded["task"].pop("w"), state["task"].pop("w"))
     assert loaded == state
     assert sorted(path.name for path in used.iterdir()) == ["run.json", "state.pt"]
+
+
+def test_a_state_that_no_longer_fits_on_the_disk_leaves_the_one_before(used, small_files):
+    """Every write fails at its own byte, from the first to the last."""
+    run = RunFolder(used, RunConfig(), resume=True)
+    state = {"step": 6, "task": {"w": torch.arange(20_000.0), "b": torch.zeros(3)}}
+    run.save_state(state)
+    size = (used / "state.pt").stat().st_size
+    before = (used / "state.pt").read_bytes()
+    for limit in (0, 1, 60, 1000, *range(4096, size, 7777), size - 300, size - 1):
+        with small_files(limit), pytest.raises(SaveError) as caught:
+            run.save_state(state | {"step": 7})
+        assert str(caught.value) == (
+            f"Cannot write {used / 'state.pt'}: [Errno 27] File too large. What was there before is untouched."
+        )
+        assert (used / "state.pt").read_bytes() == before
+        assert sorted(path.name for path in used.iterdir()) == ["run.json", "state.pt"]
+    with small_files(size):
+        run.save_state(state | {"step": 7})
+    assert run.load_state()["step"] == 7
 
 
 def test_metrics_after_the_resume_point_are_forgotten(used):
@@ -142,5 +179,5 @@ def test_there_must_be_a_run_to_resume(tmp_path):
 
 def test_a_log_that_cannot_be_written_is_a_save_error(used):
     (used / "metrics.jsonl").mkdir()
-    with pytest.raises(SaveError, match=r"Cannot write .*metrics\.jsonl"):
+    with pytest.raises(SaveError, match=r"Cannot write .*metrics\.jsonl: .*Is a directory"):
         RunFolder(used, RunConfig(), resume=True).log({"step": 1})

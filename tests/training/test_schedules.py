@@ -88,3 +88,15 @@ def test_ema_momentum_is_linear_from_start_to_one():
         torch.linspace(0.996, 1.0, STEPS + 1, dtype=torch.float64).tolist(), rel=1e-12
     )
     assert got[STEPS - 1] < 1.0
+
+
+def test_a_linear_fall_is_torchs_linear_scheduler():
+    config = OptimConfig(lr=CONFIG.lr, warmup=0.0, stretch=1.0, schedule="linear")
+    expected = _torch_rates(
+        lambda o: torch.optim.lr_scheduler.LinearLR(o, start_factor=1.0, end_factor=0.0, total_iters=STEPS),
+        STEPS,
+    )
+    assert [learning_rate(step, STEPS, config) for step in range(STEPS)] == pytest.approx(expected, rel=1e-9)
+    warmed = OptimConfig(lr_start=0.0, warmup=0.5, stretch=1.0, schedule="linear")
+    rates = [learning_rate(step, 4, warmed) for step in range(5)]
+    assert rates == pytest.approx([0.0, 5e-4, 1e-3, 5e-4, 0.0])

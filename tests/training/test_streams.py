@@ -1,44 +1,48 @@
 """Streams of images: every row once an epoch, an order that replays, and resuming from any place."""
 
-import io
 import itertools
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numbered_streams import (
+    CPU,
+    SIZE,
+    assert_same_batches,
+    image_folder,
+    numbers_of,
+    parquet_files,
+    run_stream,
+    stream_config,
+    write_shards,
+    write_tar,
+)
 from PIL import Image
 
 import iwm
-from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig, to_json
+from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig
 from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.fields import to_json
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.run import pretrain
 from iwm.training import streams
-from iwm.training.config import DataConfig, RunConfig
+from iwm.training.config import DataConfig
 from iwm.training.distributed import World
 from iwm.training.streams import StreamSource, is_stream
 
 datasets = pytest.importorskip("datasets")
 
-SIZE = 8
-CPU = torch.device("cpu")
-WHOLE = DataConfig(workers=2, crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=0.0)
-LENGTHS = (5, 8, 3, 6)
-"""Rows of the shards."""
-
 # Trains like `iwm pretrain` on a stream, and kills itself during one step.
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
-from iwm.config import from_dict
+from iwm.fields import from_dict
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.run import pretrain
 from iwm.pretraining.task import PretrainTask
@@ -58,42 +62,10 @@ pretrain(from_dict(PretrainConfig, json.loads(config)), [data], Path(out))
 """
 
 
-def _jpeg(number, side=12):
-    """A picture of one colour, which tells the number."""
-    file = io.BytesIO()
-    Image.new("RGB", (side, side), (10 * number % 256, 7 * number, 200 - 6 * number)).save(file, "JPEG")
-    return file.getvalue()
-
-
-def _colour(content):
-    """What a crop of the picture is filled with."""
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB").getpixel((4, 4))
-
-
-def _write_tar(path, files):
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-
-
-def _write_shards(folder):
-    """Shards of pictures with labels beside them; the numbers in each."""
-    numbers = np.split(np.arange(sum(LENGTHS)), np.cumsum(LENGTHS)[:-1])
-    for shard, inside in enumerate(numbers):
-        files = {}
-        for n in inside.tolist():
-            files |= {f"{n:04}.jpg": _jpeg(n), f"{n:04}.cls": str(n).encode()}
-        _write_tar(folder / f"{shard:02}.tar", files)
-    return [set(inside.tolist()) for inside in numbers]
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("my shards")
-    _write_shards(folder)
+    write_shards(folder)
     return f"{folder}/*.tar"
 
 
@@ -104,48 +76,18 @@ def _small_blocks(monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
 
 
-def _config(**changes):
-    return RunConfig(**{"steps": 17, "batch_size": 4, "seed": 3, "data": WHOLE} | changes)
-
-
-def _run(name, first=0, state=None, world=None, **changes):
-    """All batches of a stream, and its state after each."""
-    source = StreamSource(name, SIZE, _config(**changes))
-    batches, states = [], []
-    for batch in source.batches(first, world or World(CPU), state):
-        batches.append(batch)
-        states.append(source.state())
-    return batches, states
-
-
-def _numbers(batches):
-    """The pictures of every epoch, in order."""
-    colours = {_colour(_jpeg(n)): n for n in range(sum(LENGTHS))}
-    assert len(colours) == sum(LENGTHS)
-    found = {}
-    for crops, epochs, _ in batches:
-        for crop, epoch in zip(crops, epochs.tolist(), strict=True):
-            found.setdefault(epoch, []).append(colours[tuple(crop[:, 4, 4].tolist())])
-    return list(found.values())
-
-
-def _assert_same_batches(some, others):
-    for one, other in zip(some, others, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
 @pytest.fixture(scope="module")
 def whole(shards):
     """Three epochs and a little more."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "BLOCK", 4)
-        return _run(shards)
+        return run_stream(shards)
 
 
 def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(whole):
     batches, _ = whole
     assert all(crops.shape == (4, 3, SIZE, SIZE) and crops.dtype == torch.uint8 for crops, _, _ in batches)
-    epochs = _numbers(batches)
+    epochs = numbers_of(batches)
     assert [len(epoch) for epoch in epochs] == [22, 22, 22, 2]
     assert all(sorted(epoch) == list(range(22)) for epoch in epochs[:3])
     assert len({tuple(epoch) for epoch in epochs}) == 4
@@ -155,9 +97,9 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(whole):
 
 
 def test_shards_come_in_another_order_every_epoch_and_rows_move_within_their_block(shards, tmp_path):
-    inside = _write_shards(tmp_path)
+    inside = write_shards(tmp_path)
     orders = []
-    for epoch in _numbers(_run(shards, steps=77)[0])[:14]:
+    for epoch in numbers_of(run_stream(shards, steps=77)[0])[:14]:
         blocks = [sorted(epoch[start : start + 4]) for start in range(0, 22, 4)]
         for order in itertools.permutations(inside):
             # Read one after another, they fall into blocks of four rows, of which none leaves its own.
@@ -169,21 +111,21 @@ def test_shards_come_in_another_order_every_epoch_and_rows_move_within_their_blo
 
 
 def test_the_order_depends_on_the_seed_and_on_nothing_else(shards, whole):
-    again, _ = _run(
+    again, _ = run_stream(
         shards, steps=6, data=DataConfig(workers=0, crop_scale=(1, 1), crop_aspect=(1, 1), flip=0)
     )
-    _assert_same_batches(again, whole[0][:6])
-    assert _numbers(_run(shards, seed=4)[0])[:3] != _numbers(whole[0])[:3]
+    assert_same_batches(again, whole[0][:6])
+    assert numbers_of(run_stream(shards, seed=4)[0])[:3] != numbers_of(whole[0])[:3]
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_every_batch_between_them(shards, whole, processes):
-    parts = [_run(shards, world=World(CPU, rank, processes)) for rank in range(processes)]
+    parts = [run_stream(shards, world=World(CPU, rank, processes)) for rank in range(processes)]
     joined = [
         tuple(torch.cat(pieces) for pieces in zip(*batch, strict=True))
         for batch in zip(*(batches for batches, _ in parts), strict=True)
     ]
-    _assert_same_batches(joined, whole[0])
+    assert_same_batches(joined, whole[0])
     assert all(states == whole[1] for _, states in parts)
 
 
@@ -192,41 +134,21 @@ def test_processes_share_every_batch_between_them(shards, whole, processes):
 def test_resuming_from_every_state_gives_the_tail(shards, tmp_path, monkeypatch, kind, block):
     """In the middle of blocks, shards and row groups, and across the ends of epochs."""
     monkeypatch.setattr(streams, "BLOCK", block)
-    name = {"tar": lambda _: shards, "parquet": _parquet, "folder": _folder}[kind](tmp_path)
-    batches, states = _run(name, steps=9)
+    name = {"tar": lambda _: shards, "parquet": parquet_files, "folder": image_folder}[kind](tmp_path)
+    batches, states = run_stream(name, steps=9)
     assert {state["epoch"] for state in states} == {0, 1}
     for done, state in enumerate(states, start=1):
         # As a checkpoint keeps it.
         torch.save(state, tmp_path / "state.pt")
         kept = torch.load(tmp_path / "state.pt", weights_only=True)
-        _assert_same_batches(_run(name, done, kept, steps=9)[0], batches[done:])
+        assert_same_batches(run_stream(name, done, kept, steps=9)[0], batches[done:])
 
 
-def _parquet(folder):
-    """A dataset of three parquet files in row groups of three, beside a column of labels."""
-    datasets.disable_progress_bars()
-    for shard, numbers in enumerate(np.split(np.arange(22), [5, 15])):
-        cells = [{"bytes": _jpeg(n), "path": None} for n in numbers.tolist()]
-        table = datasets.Dataset.from_dict({"label": numbers.tolist(), "picture": cells})
-        table = table.cast_column("picture", datasets.Image())
-        table.to_parquet(folder / f"train-{shard:05}-of-00003.parquet", batch_size=3)
-    return f"hf:{folder}"
-
-
-def _folder(folder):
-    """A folder of images, whose dataset holds paths and no bytes."""
-    for n in range(22):
-        path = folder / "train" / f"class{n % 2}" / f"{n:02}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_jpeg(n))
-    return f"hf:{folder}"
-
-
-@pytest.mark.parametrize("make", [_parquet, _folder])
+@pytest.mark.parametrize("make", [parquet_files, image_folder])
 @pytest.mark.parametrize("suffix", ["", ":train", ":train:"])
 def test_a_dataset_gives_every_image_once_an_epoch(tmp_path, make, suffix):
-    batches, _ = _run(make(tmp_path) + suffix, steps=11)
-    first, second = _numbers(batches)
+    batches, _ = run_stream(make(tmp_path) + suffix, steps=11)
+    first, second = numbers_of(batches)
     assert sorted(first) == sorted(second) == list(range(22))
     assert first != second
 
@@ -238,50 +160,13 @@ def test_crops_are_those_of_the_same_files_in_a_folder(tmp_path):
     photo = tmp_path / "photo.jpg"
     coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC).save(photo)
-    _write_tar(tmp_path / "0.tar", {"photo.jpg": photo.read_bytes()})
-    config = _config(steps=4, batch_size=3, data=DataConfig(workers=1))
+    write_tar(tmp_path / "0.tar", {"photo.jpg": photo.read_bytes()})
+    config = stream_config(steps=4, batch_size=3, data=DataConfig(workers=1))
     source = StreamSource(f"{tmp_path}/*.tar", 16, config)
     dataset = CropDataset([photo], 16, config)
     crops = torch.cat([crops for crops, _, _ in source.batches(0, World(CPU), None)])
     assert torch.equal(crops, torch.stack([dataset[(epoch, 0)][0] for epoch in range(12)]))
     assert len(crops.flatten(1).unique(dim=0)) == 12
-
-
-def test_unreadable_images_are_named_and_replaced_by_the_next_of_their_batch(tmp_path, caplog):
-    files = {f"{n:04}.jpg": _jpeg(n) for n in range(8)}
-    _write_tar(tmp_path / "good.tar", files)
-    good, _ = _run(f"{tmp_path}/good.tar", steps=4)
-    files |= {"0002.jpg": b"no image", "0005.jpg": _jpeg(5)[:300], "0006.jpg": b""}
-    _write_tar(tmp_path / "bad.tar", files)
-    with caplog.at_level(logging.WARNING, logger="iwm"):
-        bad, _ = _run(f"{tmp_path}/bad.tar", steps=4)
-    for name in ("0002.jpg", "0005.jpg", "0006.jpg"):
-        assert caplog.text.count(f"{name} of the stream {tmp_path}/bad.tar") == 2  # Two epochs.
-    for (crops, *keys), (expected, *same_keys) in zip(bad, good, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(keys, same_keys, strict=True))
-        numbers = _numbers([(expected, torch.zeros(4), None)])[0]
-        for row, number in enumerate(numbers):
-            following = next(
-                r
-                for r in (*range(row, 4), *range(row))
-                if numbers[r] not in (2, 5, 6) or number not in (2, 5, 6)
-            )
-            assert torch.equal(crops[row], expected[following])
-
-
-def test_a_row_without_an_image_counts_as_unreadable(tmp_path, caplog):
-    files = {f"{n:04}.jpg": _jpeg(n) for n in range(7)}
-    _write_tar(tmp_path / "0.tar", files | {"0007.txt": b"words", "0008.png": b"of another kind"})
-    batches, _ = _run(f"{tmp_path}/0.tar", steps=9)
-    assert set(_numbers(batches)[0]) == set(range(7))
-    assert caplog.text.count("skipped") == 8
-
-
-def test_a_batch_without_one_readable_image_is_an_error(tmp_path, caplog):
-    _write_tar(tmp_path / "0.tar", {f"{n}.jpg": b"no image" for n in range(6)})
-    with pytest.raises(InvalidDataError, match="Not one image of a whole batch can be read"):
-        _run(f"{tmp_path}/0.tar")
-    assert caplog.text.count("skipped: ") >= 4
 
 
 @pytest.mark.parametrize(
@@ -292,72 +177,15 @@ def test_what_is_a_stream(name, stream):
     assert is_stream(name) is stream
 
 
-def _no_tar(folder):
-    (folder / "a.tar").write_text("words" * 200)
-    return f"{folder}/*.tar", r"Cannot stream .*\.tar: ReadError"
-
-
-def _later_no_tar(folder):
-    _write_tar(folder / "a.tar", {"1.jpg": _jpeg(1)})
-    (folder / "b.tar").write_text("words" * 200)
-    return f"{folder}/*.tar", r"the stream .*\.tar breaks off: ReadError.* the same command goes on"
-
-
-def _only_words(folder):
-    _write_tar(folder / "a.tar", {"1.txt": b"words", "1.cls": b"1"})
-    return (
-        f"{folder}/a.tar",
-        r"has no column of images; its columns are \['__key__', '__url__', 'cls', 'txt'\]",
-    )
-
-
-def _other_column(folder):
-    return f"{_parquet(folder)}:train:photo", r'no column of images called "photo"; it has \[\'picture\'\]'
-
-
-def _column_of_labels(folder):
-    return f"{_parquet(folder)}:train:label", r'no column of images called "label"; it has \[\'picture\'\]'
-
-
-def _other_split(folder):
-    return f"{_parquet(folder)}:test", r"Cannot stream hf:.*:test: ValueError: Bad split: test"
-
-
-def _no_rows(folder):
-    table = datasets.Dataset.from_dict({"picture": []}, features=datasets.Features(picture=datasets.Image()))
-    datasets.disable_progress_bars()
-    table.to_parquet(folder / "train.parquet")
-    return f"hf:{folder}", "is empty"
-
-
-STREAMS = [_no_tar, _later_no_tar, _only_words, _other_column, _column_of_labels, _other_split, _no_rows]
-
-
-@pytest.mark.parametrize("make", STREAMS, ids=lambda make: make.__name__[1:])
-def test_what_cannot_be_streamed_is_said(tmp_path, make):
-    name, message = make(tmp_path)
-    with pytest.raises(InvalidDataError, match=message):
-        _run(name)
-
-
-@pytest.mark.parametrize("files", [{}, {"sub/inner.jpg": b""}], ids=["empty", "empty file"])
-def test_shards_of_nothing(tmp_path, files):
-    _write_tar(tmp_path / "a.tar", files)
-    with pytest.raises(InvalidDataError, match=r"Cannot stream|Not one image"):
-        _run(f"{tmp_path}/a.tar")
-    with pytest.raises(InvalidDataError, match=r"No tar shards match .*/b\*\.tar"):
-        _run(f"{tmp_path}/b*.tar")
-
-
 def test_without_the_package_the_way_to_install_it_is_said(shards, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InvalidConfigError, match=r"need the package datasets: pip install 'iwm\[train\]'"):
-        StreamSource(shards, SIZE, _config())
+        StreamSource(shards, SIZE, stream_config())
 
 
 def test_a_run_that_was_not_begun_on_a_stream_does_not_go_on_with_one(shards):
     with pytest.raises(InvalidDataError, match="does not say where its stream was"):
-        _run(shards, first=3)
+        run_stream(shards, first=3)
 
 
 def _pretrain_config():

@@ -1,7 +1,7 @@
 """TensorBoard's files read back, what a missing package is called, and closing."""
 
-import importlib.util
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from iwm.errors import InvalidConfigError
+from iwm.errors import InvalidConfigError, SaveError
 from iwm.training.config import DataConfig, RunConfig
 from iwm.training.distributed import World
 from iwm.training.loop import Task, train
 from iwm.training.run_folder import RunFolder
-from iwm.training.trackers import closing_all, make_trackers
+from iwm.training.trackers import closing_all, make_trackers, require_packages
 
 TIMING = {"images_per_second", "data_wait", "memory_mb"}
 
@@ -51,6 +51,7 @@ class Blank:
     """A source of black crops."""
 
     listing = "nothing"
+    unreadable = 0
 
     def batches(self, first_step, world, state):
         for _ in range(first_step, 6):
@@ -124,16 +125,35 @@ def test_all_are_closed_however_it_ends():
     assert closed == [0, 1, 2, 0, 1, 2]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_missing_wandb_is_said_before_the_first_step(tmp_path):
+@pytest.mark.parametrize(
+    ("module", "option"),
+    [("torch.utils.tensorboard", {"tensorboard": True}), ("wandb", {"wandb": "project"})],
+)
+def test_a_missing_package_is_said_before_anything_is_written(tmp_path, monkeypatch, module, option):
+    monkeypatch.setitem(sys.modules, module, None)
+    require_packages(RunConfig())
     with pytest.raises(
-        InvalidConfigError,
-        match=r"No module named 'wandb'\. Install it: pip install 'iwm\[train\]', or wandb\.",
+        InvalidConfigError, match=rf"{re.escape(module)}.*pip install 'iwm\[train\]', or wandb"
     ):
-        _train(tmp_path, OneNumber(fails_at=0), wandb="project")
+        _train(tmp_path / "run", **option)
+    assert not (tmp_path / "run").exists()
 
 
-def test_missing_tensorboard_is_said(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InvalidConfigError, match=r"torch\.utils\.tensorboard.*pip install 'iwm\[train\]'"):
-        make_trackers(RunConfig(tensorboard=True), tmp_path)
+def test_a_disk_that_is_full_is_a_save_error(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    (tracker,) = make_trackers(RunConfig(tensorboard=True), tmp_path)
+    tracker.close()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("add_scalar", "close"):
+        monkeypatch.setattr(tracker.writer, name, full)
+    for call in (lambda: tracker.log({"step": 1, "loss": 0.5}), tracker.close):
+        with pytest.raises(
+            SaveError, match=r"Cannot write .*/tensorboard: \[Errno 28\] No space left on device\."
+        ):
+            call()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match=r"Cannot write .*/file/tensorboard: .*Not a directory"):
+        make_trackers(RunConfig(tensorboard=True), tmp_path / "file")

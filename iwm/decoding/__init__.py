@@ -1,0 +1,1 @@
+"""Training of decoders: a window into the latents of a frozen teacher."""

@@ -1,0 +1,291 @@
+"""From `--data` to labelled training and validation images, checked before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from iwm.config import TASK_NAME
+from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.evaluation.labelled import (
+    Segmented,
+    misfits,
+    read_class_folder,
+    read_segmentation_folder,
+    unreadable,
+)
+from iwm.images import file_list_hash
+
+log = logging.getLogger(__name__)
+
+_TRAIN_NAMES, _VAL_NAMES = ("train", "training"), ("val", "validation")
+_HELD_OUT = 10
+"""One in so many photographs is held out where there is no validation set."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with what is to be said of them.
+
+    Attributes:
+        root: the folder they are in.
+        images: files.
+        classes: a class index each, or none for segmentation.
+        masks: a mask file each, or none for classification.
+        numbers: of the masks, see `iwm.evaluation.labelled.Segmented`.
+        options: of a command line that reads it again.
+    """
+
+    root: Path
+    images: list[Path]
+    classes: list[int]
+    masks: list[Path]
+    numbers: tuple[int, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Sequence[int]) -> Split:
+        """Some of them."""
+        return replace(
+            self,
+            images=[self.images[i] for i in indices],
+            classes=[self.classes[i] for i in indices] if self.classes else [],
+            masks=[self.masks[i] for i in indices] if self.masks else [],
+        )
+
+    @property
+    def files_sha256(self) -> str:
+        """Shows which files a number is about."""
+        return file_list_hash(self.root, self.images)
+
+    @property
+    def segmented(self) -> Segmented:
+        """Images and masks alone."""
+        return Segmented(self.images, self.masks, (), self.numbers)
+
+    def describe(self) -> dict[str, object]:
+        """For the provenance of what was trained on it."""
+        return {"folder": str(self.root), "images": len(self), "files_sha256": self.files_sha256}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task's labels and images."""
+
+    name: str
+    labels: tuple[str, ...]
+    train: Split
+    val: Split
+
+
+def read_task(
+    data: str,
+    val: Path | None = None,
+    *,
+    segmentation: bool = False,
+    images: int = 0,
+    labels: Path | None = None,
+    ignore: Sequence[int] = (),
+    skip_unreadable: bool = False,
+    workers: int = 4,
+) -> TaskData:
+    """What `--data` and `--val` name.
+
+    Args:
+        data: `FOLDER` or `NAME=FOLDER`. A folder with `train` and `val` in it stands for both.
+        val: the validation set; None holds out one photograph in ten of every class, always
+            the same ones.
+        segmentation: `images/` and `masks/` and not class subfolders.
+        images: train on so many at most, evenly spaced; 0 is all.
+        labels, ignore: see `read_segmentation_folder`.
+        skip_unreadable: leave out what cannot be read, with a warning.
+        workers: threads that look at the files.
+
+    Raises:
+        InvalidDataError: no such folder, a class without images, a single class, images that
+            cannot be read, masks that do not fit, labels that `train` does not have.
+    """
+    name, folder = parse_data(data)
+    if val is None:
+        folder, val = _train_and_val(folder)
+
+    def read(place: Path) -> tuple[Split, tuple[str, ...]]:
+        if segmentation:
+            return _segmentation(place, labels, ignore)
+        return _classification(place)
+
+    train, names = read(folder)
+    if len(names) < 2:
+        raise InvalidDataError(f'{folder} has a single class, "{names[0]}"; a task needs at least two.')
+    if val is not None:
+        held_out, val_names = read(val)
+        held_out = _renumbered(held_out, val, val_names, names) if not segmentation else held_out
+        if segmentation and val_names != names:
+            raise InvalidDataError(f"{val} has other labels than {folder}; give both the same labels.txt.")
+    else:
+        held_out, train = _hold_out(train)
+        if not held_out.images or not train.images:
+            raise InvalidDataError(f"{folder} has too few images to hold some out; name others with --val.")
+    if images and images < len(train):
+        train = train.take([i * len(train) // images for i in range(images)])
+    train = checked(train, skip_unreadable, workers)
+    if train.classes and len(set(train.classes)) < len(names):
+        empty = sorted(set(range(len(names))) - set(train.classes))
+        raise InvalidDataError(
+            f'No training image of class "{names[empty[0]]}" is left in {folder}; take more --images.'
+        )
+    return TaskData(name, names, train, checked(held_out, skip_unreadable, workers))
+
+
+def read_split(
+    folder: Path,
+    names: tuple[str, ...],
+    *,
+    segmentation: bool = False,
+    labels: Path | None = None,
+    ignore: Sequence[int] = (),
+    held_out: bool = False,
+    skip_unreadable: bool = False,
+) -> Split:
+    """Labelled images to measure a task on.
+
+    Args:
+        folder: class subfolders, or `images/` and `masks/`; one with `val` in it stands for that.
+        names: labels of the task.
+        held_out: only those that `read_task` holds out of this folder.
+        segmentation, labels, ignore, skip_unreadable: see `read_task`.
+
+    Raises:
+        InvalidDataError: as `read_task`, or labels that the task does not have.
+    """
+    both = _inside(folder)
+    place = both[1] if both and not held_out else folder
+    split, own = _segmentation(place, labels, ignore) if segmentation else _classification(place)
+    if segmentation:
+        if own != names:
+            raise InvalidDataError(
+                f"{place} has the labels {', '.join(own[:5])}, the task {', '.join(names[:5])}."
+            )
+    else:
+        split = _renumbered(split, place, own, names)
+    return checked(_hold_out(split)[0] if held_out else split, skip_unreadable)
+
+
+def parse_data(data: str) -> tuple[str, Path]:
+    """A task's name and folder from `NAME=FOLDER`, or the folder's own name.
+
+    >>> parse_data("flowers/train")
+    ('flowers', PosixPath('flowers/train'))
+
+    Raises:
+        InvalidConfigError: a name that is no name for a file.
+    """
+    written, equals, rest = data.partition("=")
+    folder = Path(rest if equals else data)
+    if equals:
+        name = written
+    else:
+        parts = [p for p in folder.absolute().parts if p.lower() not in (*_TRAIN_NAMES, *_VAL_NAMES, "test")]
+        name = re.sub(r"[^a-z0-9_-]", "-", parts[-1].lower()).lstrip("_-")[:64] or "task"
+    if re.fullmatch(TASK_NAME, name) is None:
+        raise InvalidConfigError(
+            f'A task cannot be called "{name}"; use up to 64 small letters, digits, dashes and underscores: '
+            "--data name=folder."
+        )
+    return name, folder
+
+
+def checked(split: Split, skip: bool, workers: int = 4) -> Split:
+    """Without the images that cannot be read, if they may be skipped.
+
+    Raises:
+        InvalidDataError: some cannot be read, or masks do not fit; they are counted and named.
+    """
+    problems = misfits(split.segmented, workers) if split.masks else unreadable(split.images, workers)
+    bad = [error for error in problems if error is not None]
+    if not bad:
+        return split
+    listed = " ".join(f"{str(error).rstrip('.')}." for error in bad[:3]) + (" ..." if len(bad) > 3 else "")
+    said = f"{len(bad)} of {len(split)} images in {split.root} cannot be used: {listed}"
+    if not skip or len(bad) == len(split):
+        more = "" if skip else " Mend or remove them, or leave them out with --skip-unreadable."
+        raise InvalidDataError(said + more)
+    log.warning("skipped: %s", said)
+    kept = split.take([i for i, error in enumerate(problems) if error is None])
+    return replace(kept, options=(*kept.options, "--skip-unreadable"))
+
+
+def listing(tasks: Sequence[TaskData]) -> str:
+    """Names the training images, so that a run is not continued on others."""
+    hashes = "".join(f"{t.name} {t.labels} {t.train.files_sha256} {t.train.classes}" for t in tasks)
+    total = sum(len(t.train) for t in tasks)
+    return f"{total} images (files {hashlib.sha256(hashes.encode()).hexdigest()[:12]})"
+
+
+def _train_and_val(folder: Path) -> tuple[Path, Path | None]:
+    """A training folder and the validation folder in it or beside it."""
+    both = _inside(folder)
+    if both:
+        return both
+    if folder.name.lower() in _TRAIN_NAMES:
+        beside = next((folder.parent / n for n in _VAL_NAMES if (folder.parent / n).is_dir()), None)
+        return folder, beside
+    return folder, None
+
+
+def _inside(folder: Path) -> tuple[Path, Path] | None:
+    """The folders `train` and `val` of a folder that has both."""
+    train = next((folder / n for n in _TRAIN_NAMES if (folder / n).is_dir()), None)
+    val = next((folder / n for n in _VAL_NAMES if (folder / n).is_dir()), None)
+    return (train, val) if train and val else None
+
+
+def _classification(folder: Path) -> tuple[Split, tuple[str, ...]]:
+    found = read_class_folder(folder)
+    names = tuple(sorted(set(found.labels)))
+    index = {name: i for i, name in enumerate(names)}
+    return Split(folder, found.images, [index[label] for label in found.labels], []), names
+
+
+def _segmentation(folder: Path, labels: Path | None, ignore: Sequence[int]) -> tuple[Split, tuple[str, ...]]:
+    found = read_segmentation_folder(folder, labels, ignore)
+    options: tuple[str, ...] = () if labels is None else ("--labels", str(labels))
+    options += tuple(word for number in ignore for word in ("--ignore", str(number)))
+    return Split(folder, found.images, [], found.masks, found.numbers, options), found.labels
+
+
+def _renumbered(split: Split, folder: Path, own: tuple[str, ...], names: tuple[str, ...]) -> Split:
+    """With the class indices of the training set."""
+    unknown = [label for label in own if label not in names]
+    if unknown:
+        raise InvalidDataError(
+            f"{folder} has classes that the task does not have: {', '.join(unknown[:5])}. It has "
+            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
+        )
+    return replace(split, classes=[names.index(own[c]) for c in split.classes])
+
+
+def _hold_out(split: Split) -> tuple[Split, Split]:
+    """One image in ten of every class, at least one where a class has two; and the rest.
+
+    By the hash of its name, so that the choice does not depend on where the folder is.
+    """
+    by_class: dict[int, list[int]] = {}
+    for i in range(len(split)):
+        by_class.setdefault(split.classes[i] if split.classes else 0, []).append(i)
+
+    def rank(i: int) -> str:
+        return hashlib.sha256(split.images[i].relative_to(split.root).as_posix().encode()).hexdigest()
+
+    chosen = []
+    for members in by_class.values():
+        count = max(len(members) // _HELD_OUT, int(len(members) > 1))
+        chosen += sorted(members, key=rank)[:count]
+    held = replace(split.take(sorted(chosen)), options=(*split.options, "--held-out"))
+    return held, split.take(sorted(set(range(len(split))) - set(chosen)))

@@ -1,0 +1,166 @@
+"""From `--data` to checked splits: names, validation sets, subsets, and bad folders in words."""
+
+import logging
+import shutil
+
+import pytest
+from labelled_files import write_class_folder, write_segmentation_folder
+from PIL import Image
+
+from iwm.errors import InvalidConfigError, InvalidDataError
+from iwm.finetuning.folders import listing, parse_data, read_task
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_class_folder(tmp_path / "pets", ("cat", "dog"), count=12)
+
+
+@pytest.fixture
+def roads(tmp_path):
+    return write_segmentation_folder(tmp_path / "roads", count=4)
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "folder"),
+    [
+        ("data/flowers", "flowers", "data/flowers"),
+        ("data/Flowers 17/train", "flowers-17", "data/Flowers 17/train"),
+        ("a-b=data/x", "a-b", "data/x"),
+        ("x=a=b", "x", "a=b"),
+    ],
+)
+def test_a_task_is_called_as_it_is_told_or_as_its_folder(data, name, folder):
+    assert parse_data(data) == (name, type(parse_data(data)[1])(folder))
+
+
+@pytest.mark.parametrize("data", ["My Task=x", "=x", "../up=x"])
+def test_a_name_that_cannot_be_a_file_is_refused(data):
+    with pytest.raises(InvalidConfigError, match="small letters"):
+        parse_data(data)
+
+
+def test_a_folder_with_train_and_val_stands_for_both(colours):
+    data = read_task(str(colours))
+    assert data.labels == ("blue", "red")
+    assert (data.train.root.name, len(data.train), data.val.root.name, len(data.val)) == (
+        "train", 16, "val", 8,
+    )  # fmt: skip
+    assert data.train.classes == [0] * 8 + [1] * 8
+    assert read_task(f"x={colours / 'train'}").val.images == data.val.images
+    assert listing([data]).startswith("16 images (files ")
+
+
+def test_one_in_ten_of_every_class_is_held_out_wherever_the_folder_is(folder, tmp_path):
+    data = read_task(str(folder))
+    assert (len(data.train), data.val.classes) == (22, [0, 1])
+    assert not set(data.train.images) & set(data.val.images)
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    moved = read_task(str(tmp_path / "elsewhere"))
+    assert [p.name for p in moved.val.images] == [p.name for p in data.val.images]
+
+
+def test_a_subset_is_evenly_spaced_and_named_by_its_own_hash(folder):
+    whole, part = read_task(str(folder)), read_task(str(folder), images=6)
+    assert len(part.train) == 6
+    assert part.train.classes == [0, 0, 0, 1, 1, 1]
+    assert part.val == whole.val
+    assert listing([part]) != listing([whole])
+    with pytest.raises(InvalidDataError, match='No training image of class "dog" is left'):
+        read_task(str(folder), images=1)
+
+
+def test_validation_labels_must_be_known_and_keep_the_training_numbers(folder, tmp_path):
+    write_class_folder(tmp_path / "dogs", ("dog", "aardvark"), count=2)
+    with pytest.raises(
+        InvalidDataError, match=r"classes that the task does not have: aardvark\. It has cat, dog"
+    ):
+        read_task(str(folder), tmp_path / "dogs")
+    shutil.rmtree(tmp_path / "dogs" / "aardvark")
+    assert read_task(str(folder), tmp_path / "dogs").val.classes == [1, 1]
+
+
+def test_bad_class_folders(folder, tmp_path):
+    with pytest.raises(InvalidDataError, match=r"No such folder: .*missing"):
+        read_task(str(tmp_path / "missing"))
+    (folder / "empty").mkdir()
+    with pytest.raises(InvalidDataError, match=r"No images in .*empty"):
+        read_task(str(folder))
+    (folder / "empty").rmdir()
+    shutil.rmtree(folder / "dog")
+    with pytest.raises(InvalidDataError, match='a single class, "cat"; a task needs at least two'):
+        read_task(str(folder))
+
+
+def test_unreadable_images_are_counted_named_and_skipped_only_on_demand(folder, caplog):
+    images = sorted(folder.rglob("*.png"))
+    for path in images[:3]:
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InvalidDataError) as caught:
+        read_task(str(folder))
+    held = [p for p in images[:3] if p in read_task(str(folder), skip_unreadable=True).val.images]
+    assert f"{3 - len(held)} of 22 images in {folder} cannot be used" in str(caught.value)
+    assert images[0].name in str(caught.value)
+    assert "--skip-unreadable" in str(caught.value)
+    with caplog.at_level(logging.WARNING):
+        data = read_task(str(folder), skip_unreadable=True)
+    assert len(data.train) + len(data.val) == 21
+    assert "skipped: " in caplog.text
+
+
+def test_a_segmentation_folder(roads, scenes):
+    data = read_task(str(roads), segmentation=True)
+    assert data.labels == ("sky", "road")
+    assert data.train.numbers[:4] == (0, 255, 1, -1)
+    assert (len(data.train), len(data.val)) == (3, 1)
+    assert data.train.masks[0].name == data.train.images[0].name
+    ignoring = read_task(str(scenes), segmentation=True, ignore=(2, 200))
+    assert ignoring.train.numbers[2] == ignoring.train.numbers[200] == 255
+
+
+def _mask(roads, size=(48, 40), value=0):
+    Image.new("L", size, value).save(sorted((roads / "masks").iterdir())[0])
+
+
+def _without_masks(roads):
+    shutil.rmtree(roads / "masks")
+
+
+def _without_one(roads):
+    (roads / "masks" / "2.png").unlink()
+
+
+def _without_labels(roads):
+    (roads / "labels.txt").unlink()
+
+
+def _twice(roads):
+    (roads / "labels.txt").write_text("sky\nsky\n")
+
+
+def _colours(roads):
+    Image.new("RGB", (48, 40)).save(roads / "masks" / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (
+            lambda r: _mask(r, size=(40, 40)),
+            r"is 40 x 40 pixels, its image 48 x 40; they must be of one size",
+        ),
+        (
+            lambda r: _mask(r, value=77),
+            r"holds the numbers 77, which labels.txt has no line for.*--ignore 77",
+        ),
+        (_without_masks, "has no folder masks"),
+        (_without_one, r"1 images \(2.png\) without a mask; expected masks/2.png"),
+        (_without_labels, r"has no labels.txt; write one class name a line.*--labels"),
+        (_twice, r'holds "sky" twice'),
+        (_colours, "has colours; it must hold one class number a pixel"),
+    ],
+)
+def test_bad_segmentation_folders(roads, damage, words):
+    damage(roads)
+    with pytest.raises(InvalidDataError, match=words):
+        read_task(str(roads), segmentation=True)

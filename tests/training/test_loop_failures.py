@@ -1,0 +1,158 @@
+"""How runs of the loop fail, and what is left then."""
+
+import math
+import os
+import re
+import signal
+from contextlib import ExitStack
+
+import pytest
+import torch
+from linear_task import LinearTask, comparable, loop_config, metrics_of
+from PIL import Image
+
+from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
+from iwm.training.data import StepSampler
+from iwm.training.loop import TrainingError
+from iwm.training.run_folder import RunFolder
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("step", "words"), [(2, "There is no checkpoint yet"), (6, r"The checkpoint of step 4 in .*run is good")]
+)
+def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path, value, step, words):
+    task = LinearTask(at={step: lambda: value})
+    with pytest.raises(
+        TrainingError,
+        match=rf"The loss is {value} and its gradient norm (nan|inf) at step {step}\. {words}.* smaller optim\.lr",
+    ):
+        start(task)
+    assert task.layer.weight.isfinite().all()
+    folder = RunFolder(tmp_path / "run", loop_config(), resume=True)
+    assert [record["step"] for record in metrics_of(folder)] == list(range(1, step + 1))
+    if step == 6:
+        state = folder.load_state()
+        assert state["step"] == 4
+        assert state["task"]["layer.weight"].isfinite().all()
+
+
+def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(start, tmp_path):
+    task = LinearTask()
+
+    def poison():
+        weight = task.layer.weight
+        return 1.0 + torch.sqrt((weight - weight.detach()).abs().sum())
+
+    task.at[3] = poison
+    with pytest.raises(TrainingError, match="gradient norm nan at step 3"):
+        start(task)
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_dying_before_the_first_checkpoint_leaves_no_line_twice(start):
+    def die():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(LinearTask({3: die}))
+    _, folder = start(LinearTask())
+    assert [record["step"] for record in metrics_of(folder)] == list(range(1, 11))
+
+
+def test_resuming_on_other_images_is_refused(start, paths):
+    start(LinearTask())
+    Image.new("RGB", (8, 8)).save(paths[0].parent / "more.png")
+    paths.append(paths[0].parent / "more.png")
+    with pytest.raises(InvalidConfigError, match=r"trained on 5 images, --data now holds 6 images"):
+        start(LinearTask(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "file"), [(0, "metrics.jsonl"), (2500, "state.pt")], ids=["metrics", "state"]
+)
+def test_a_full_disk_ends_the_run_with_what_is_good_and_the_same_command_goes_on(
+    start, tmp_path, small_files, limit, file
+):
+    whole = LinearTask()
+    _, reference = start(whole, name="whole")
+    with ExitStack() as stack, pytest.raises(SaveError) as caught:
+        start(LinearTask({6: lambda: stack.enter_context(small_files(limit))}))
+    run = tmp_path / "run"
+    assert re.fullmatch(
+        rf"Cannot write {run / file}: \[Errno 27\] File too large\..* "
+        rf"The checkpoint of step 4 in {run} is good\. Mend that, and the same command goes on\.",
+        str(caught.value),
+    )
+    assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
+    task = LinearTask()
+    done, folder = start(task)
+    assert (done, [step for step, _ in task.seen]) == (True, list(range(4, 10)))
+    assert comparable(metrics_of(folder)) == comparable(metrics_of(reference))
+    assert torch.equal(task.layer.weight, whole.layer.weight)
+
+
+def test_a_model_that_cannot_be_written_leaves_the_new_state(start, tmp_path):
+    def full(done, seconds):
+        if done == 8:
+            raise SaveError("Cannot write the model: no space.")
+
+    with pytest.raises(
+        SaveError,
+        match=r"^Cannot write the model: no space\. The checkpoint of step 8 in .*run is good\. Mend",
+    ):
+        start(LinearTask(), export=full)
+    (tmp_path / "other" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(
+        SaveError, match=r"There is no checkpoint yet\. Mend that, and the same command goes on"
+    ):
+        start(LinearTask(), name="other")
+
+
+def test_unreadable_images_are_counted_over_all_sittings(start, paths, caplog):
+    paths[1].write_bytes(b"no image")
+    _, whole = start(LinearTask(), name="whole")
+    drawn = [key for keys in StepSampler(len(paths), loop_config()) for key in keys]
+    counts = [sum(index == 1 for _, index in drawn[: 2 * step]) for step in range(1, 11)]
+    assert [record["unreadable"] for record in metrics_of(whole)] == counts
+    assert counts[-1] == 4
+    told = f"{counts[-1]} of the 20 images drawn could not be read, and others took their place"
+    assert sum(told in record.getMessage() for record in caplog.records) == 1
+    start(LinearTask({5: lambda: os.kill(os.getpid(), signal.SIGINT)}))
+    _, folder = start(LinearTask())
+    assert comparable(metrics_of(folder)) == comparable(metrics_of(whole))
+    assert folder.load_state()["unreadable"] == counts[-1]
+
+
+def test_of_readable_images_nothing_is_said(start, caplog):
+    _, folder = start(LinearTask())
+    assert {record["unreadable"] for record in metrics_of(folder)} == {0}
+    assert not caplog.records
+
+
+def test_resuming_with_fewer_steps_than_done_is_refused(start):
+    start(LinearTask())
+    with pytest.raises(InvalidConfigError, match="has done 10 steps already; ask for more than that, not 8"):
+        start(LinearTask(), resume=True, steps=8)
+
+
+def test_a_last_export_that_was_cut_off_is_made_again(start):
+    exported = []
+
+    def cut_off(done, seconds):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(LinearTask(), export=cut_off)
+    done, _ = start(LinearTask(), resume=True, export=lambda done, seconds: exported.append(done))
+    assert done
+    assert exported == [10]
+
+
+def test_a_state_that_lacks_something_is_refused(start, tmp_path):
+    _, folder = start(LinearTask())
+    folder.save_state({"step": 1})
+    with pytest.raises(InvalidDataError, match="lacks listing, optimizer, seconds, task"):
+        start(LinearTask(), resume=True)
