@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from iwm.actions import Action, Photometry
     from iwm.bank import Bank, SearchResult
     from iwm.config import WorldModelConfig
+    from iwm.index.library import Index
     from iwm.latent import Latent
     from iwm.loading import list_models, load
     from iwm.world_model import WorldModel
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Action",
     "Bank",
+    "Index",
     "Latent",
     "Photometry",
     "SearchResult",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "Action": "iwm.actions",
     "Bank": "iwm.bank",
+    "Index": "iwm.index.library",
     "Latent": "iwm.latent",
     "Photometry": "iwm.actions",
     "SearchResult": "iwm.bank",

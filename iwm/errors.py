@@ -53,6 +53,10 @@ class InvalidDataError(IWMError, ValueError):
     """A data folder that cannot be trained or evaluated on."""
 
 
+class LibraryError(IWMError, OSError):
+    """A photo library that is missing, damaged, or being written by another process."""
+
+
 class TrainingError(IWMError, RuntimeError):
     """Training cannot go on: the loss is no longer a number."""
 

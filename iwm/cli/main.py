@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from iwm import __version__
-from iwm.cli import demo, download, encode, evaluate, models, pretrain, push, search
+from iwm.cli import demo, download, encode, evaluate, index, models, pretrain, push, search
 from iwm.cli.options import printable
 from iwm.errors import IWMError
 
@@ -55,11 +55,12 @@ _add(app, "list", models.list_command, "iwm list '*equi*'")
 _add(app, "info", models.info_command, "iwm info iwm-tiny")
 _add(app, "download", download.download_command, "iwm download org/name --to models/name")
 _add(app, "encode", encode.encode_command, "iwm encode photos/ --out latents.safetensors")
+_add(app, "index", index.index_command, "iwm index photos/ --out library.lance")
 _add(
     app,
     "search",
     search.search_command,
-    "iwm search photos/ --image cat.jpg --brightness 0.6 --grayscale -k 3",
+    "iwm search library.lance --image cat.jpg --brightness 0.6 --grayscale -k 10 --sheet out.png",
 )
 _add(app, "demo", demo.demo_command, "iwm demo cat.jpg dog.jpg --out demo.png")
 _add(
