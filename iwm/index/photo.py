@@ -86,22 +86,22 @@ def read_photo(found: Found, data: bytes, preprocess: Preprocess) -> Photo:
     Raises:
         InvalidImageError: it cannot be; the message names the file.
     """
-    width, height, taken, remark = _about(found.path, data)
-    pixels = preprocess.one(open_rgb(data, name=found.path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of malformed EXIF; `open_rgb` makes errors of what matters.
+        width, height, taken, remark = _about(found.path, data)
+        pixels = preprocess.one(open_rgb(data, name=found.path))
     return Photo(found, content_hash(data), width, height, taken, remark, pixels)
 
 
 def _about(path: str, data: bytes) -> tuple[int, int, datetime | None, str]:
     """Width, height, capture time and a remark, from the file's header."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `open_rgb` turns those about the pixels into errors.
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                exif = image.getexif()
-                if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
-                    width, height = height, width
-                return width, height, _taken(exif), _remark(image)
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            exif = image.getexif()
+            if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+                width, height = height, width
+            return width, height, _taken(exif), _remark(image)
     except UnidentifiedImageError as error:
         package = _NEED_A_DECODER.get(os.path.splitext(path)[1].lower())
         if package:

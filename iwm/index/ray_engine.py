@@ -7,9 +7,12 @@ goes on where a run with the other was stopped.
 
 from __future__ import annotations
 
+import copy
 import itertools
+import logging
 import os
 import pickle
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +56,7 @@ def ray_engine(model: WorldModel, jobs: Iterator[list[Job]], workers: int) -> It
     """
     # Read when Ray is first imported: it would report its use to its makers over the network.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data
@@ -66,17 +69,22 @@ def ray_engine(model: WorldModel, jobs: Iterator[list[Job]], workers: int) -> It
     if ours:
         address = os.environ.get("RAY_ADDRESS")
         local = {} if address else {"num_cpus": workers + 1, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="ERROR", **local)
+        with warnings.catch_warnings():
+            # LanceDB warns of every fork; these become Ray's own programs at once.
+            warnings.filterwarnings("ignore", "lancedb fork support")
+            ray.init(log_to_driver=False, logging_level="ERROR", **local)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         device = next(model.parameters()).device.type
-        reference = ray.put(model.cpu() if device == "cpu" else _on_cpu(model))
+        # Kept here to the end: a worker that Ray starts anew asks for it again.
+        reference = ray.put(model if device == "cpu" else copy.deepcopy(model).cpu())
         block = first
         while block:
             rows = ray.data.from_items([{"jobs": pickle.dumps(batch)} for batch in block])
             encoded = rows.map(
                 Worker, fn_constructor_args=([reference], device),
-                concurrency=workers, num_cpus=1, num_gpus=1 if device == "cuda" else 0,
+                compute=ray.data.ActorPoolStrategy(size=workers), num_cpus=1, num_gpus=1 if device == "cuda" else 0,
             )  # fmt: skip
             for row in encoded.iter_rows():
                 yield pickle.loads(row["encoded"])
@@ -85,9 +93,3 @@ def ray_engine(model: WorldModel, jobs: Iterator[list[Job]], workers: int) -> It
         if ours:
             ray.shutdown()
 
-
-def _on_cpu(model: WorldModel) -> WorldModel:
-    """A copy without the device's memory."""
-    import copy
-
-    return copy.deepcopy(model).cpu()

@@ -15,14 +15,16 @@ depend on which photographs came first, and costs less than a percent of an enco
 from __future__ import annotations
 
 import functools
+import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
 SKETCH = 1024
 """Numbers in a sketch."""
 
-_SEED = 20240301
+_SEED = b"iwm-sketch-1"
 """Part of the format of libraries: another seed gives sketches that cannot be compared."""
 
 
@@ -40,14 +42,14 @@ def sketch(tokens: Tensor) -> Tensor:
     spread = flat.new_zeros(len(flat), len(order))
     spread[:, : flat.shape[1]] = flat
     spread = spread[:, order.to(flat.device)] * signs.to(flat.device)
-    return spread.view(len(flat), SKETCH, -1).sum(dim=2)
+    return spread.view(len(flat), SKETCH, len(order) // SKETCH).sum(dim=2)
 
 
 @functools.lru_cache(maxsize=4)
 def _projection(size: int) -> tuple[Tensor, Tensor]:
     """Order and signs of `size` coordinates, padded to a multiple of `SKETCH`."""
     padded = -(-size // SKETCH) * SKETCH
-    generator = torch.Generator().manual_seed(_SEED)
-    order = torch.randperm(padded, generator=generator)
-    signs = torch.randint(0, 2, (padded,), generator=generator) * 2.0 - 1.0
-    return order, signs
+    # From a hash, not a random generator: the same in every version of every library.
+    numbers = np.frombuffer(hashlib.shake_128(_SEED).digest(8 * padded), "<u8")
+    signs = torch.from_numpy((numbers & 1).astype(np.float32) * 2 - 1)
+    return torch.from_numpy(np.argsort(numbers, kind="stable")), signs

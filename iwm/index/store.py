@@ -111,8 +111,9 @@ class Store:
         name = os.fspath(path)
         if not is_address(name) and os.path.lexists(name) and (os.path.isfile(name) or os.listdir(name)):
             raise LibraryError(f"{name} exists already and is no library; name another place for it.")
+        database = _connect(name)
         try:
-            table = _connect(name).create_table(TABLE, schema=schema(about))
+            table = database.create_table(TABLE, schema=schema(about))
         except (OSError, RuntimeError, ValueError) as error:
             raise SaveError(f"Cannot make a library at {name}: {_first_line(error)}") from error
         return cls(name, table, about)
@@ -128,8 +129,9 @@ class Store:
         name = os.fspath(path)
         if not is_address(name) and not (Path(name) / f"{TABLE}.lance").is_dir():
             raise LibraryError(f"No library at {name}; make it: iwm index PHOTOS --out {name}")
+        database = _connect(name)
         try:
-            table = _connect(name).open_table(TABLE)
+            table = database.open_table(TABLE)
             about = json.loads((table.schema.metadata or {})[_KEY])
             if about.pop("format") != _FORMAT:
                 raise ValueError("made by another version of iwm; index the photographs again")
@@ -269,7 +271,10 @@ def _connect(path: str) -> Any:
         import lancedb
     except ImportError as error:
         raise InvalidConfigError('Libraries need lancedb: pip install "iwm[retrieval]"') from error
-    return lancedb.connect(path)
+    try:
+        return lancedb.connect(path)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LibraryError(f"Cannot reach {path}: {_first_line(error)}") from error
 
 
 def _among(paths: Sequence[str]) -> str:

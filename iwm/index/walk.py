@@ -7,6 +7,7 @@ identities of those visited, so ten million files take no more memory than their
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -140,7 +141,11 @@ def _walk_address(root: str) -> Iterator[Found | Remark]:
 
     store, inner = file_system(root)
     scheme = root[: root.index("://") + 3]
-    for info in sorted(store.get_file_info(fs.FileSelector(inner, recursive=True)), key=lambda i: i.path):
+    try:
+        listing = store.get_file_info(fs.FileSelector(inner, recursive=True))
+    except OSError as error:
+        raise InvalidDataError(f"Cannot list {root}: {error}") from error
+    for info in sorted(listing, key=lambda i: i.path):
         hidden = any(part.startswith(".") for part in info.path[len(inner) :].split("/"))
         extension = os.path.splitext(info.base_name)[1].lower()
         if info.type == fs.FileType.File and extension in PHOTO_EXTENSIONS and not hidden:
@@ -150,16 +155,28 @@ def _walk_address(root: str) -> Iterator[Found | Remark]:
 def file_system(address: str) -> tuple[FileSystem, str]:
     """The object store of an address, and the path in it.
 
+    Names are taken as they are, spaces and all: nothing in them is an escape or an option.
+
     Raises:
         LibraryError: no such kind of store, or it does not answer.
     """
+    scheme, _, rest = address.partition("://")
+    if scheme == "file":
+        return _store("file:///")[0], rest
+    bucket, _, key = rest.partition("/")
+    store, base = _store(f"{scheme}://{bucket}")
+    return store, f"{base}/{key}".rstrip("/")
+
+
+@functools.lru_cache(maxsize=8)
+def _store(address: str) -> tuple[FileSystem, str]:
     from pyarrow import fs
 
     try:
-        store, path = fs.FileSystem.from_uri(address)
+        store, base = fs.FileSystem.from_uri(address)
     except (OSError, ValueError) as error:
         raise LibraryError(f"Cannot reach {address}: {error}") from error
-    return store, path
+    return store, base
 
 
 def _remark(path: str, words: str) -> Remark:
