@@ -12,7 +12,16 @@ import pytest
 import iwm
 
 PACKAGE = Path(iwm.__file__).parent
-ROOMS_BEYOND_INFERENCE = ("training", "pretraining", "finetuning", "evaluation", "cli", "demo", "figures")
+ROOMS_BEYOND_INFERENCE = (
+    "training",
+    "pretraining",
+    "finetuning",
+    "evaluation",
+    "cli",
+    "demo",
+    "figures",
+    "index",
+)
 
 # The sockets fail, so this also shows that the embedded model needs no network.
 FRESH = """
@@ -75,7 +84,9 @@ def test_inference_loads_inference_alone(fresh, stage):
     assert {"iwm.loading", "iwm.world_model", "torch", "timm"} <= fresh[stage]
     rooms = {module.split(".")[1] for module in fresh[stage] if module.startswith("iwm.")}
     assert rooms.isdisjoint(ROOMS_BEYOND_INFERENCE)
-    assert tops(fresh[stage]).isdisjoint({"matplotlib", "skimage", "typer", "rich", "pooch"})
+    assert tops(fresh[stage]).isdisjoint(
+        {"matplotlib", "skimage", "typer", "rich", "pooch", "lancedb", "pyarrow", "ray"}
+    )
 
 
 def exported_to_type_checkers():

@@ -92,4 +92,3 @@ def ray_engine(model: WorldModel, jobs: Iterator[list[Job]], workers: int) -> It
     finally:
         if ours:
             ray.shutdown()
-
