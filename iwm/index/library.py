@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from iwm.world_model import WorldModel
 
-CANDIDATES = 400
-"""Photographs that the first stage passes on, for up to 20 asked for."""
+CANDIDATES = 300
+"""Photographs that the first stage passes on, for up to 15 asked for."""
 EXACT_ROWS = 1024
 """Photographs up to which all are compared: no slower than two stages."""
 _SCAN_ROWS = 1024

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 TABLE = "photos"
-ANN_ROWS = 16384
+ANN_ROWS = 4096
 """Rows above which searches use an index of the sketches; below, all sketches are compared."""
 PARTITION_ROWS = 4096
 """Rows a partition of that index. All partitions are searched: leaving half of them out would lose
@@ -234,7 +234,8 @@ class Store:
             if files["num_fragments"] > FRAGMENTS and files["lengths"]["p50"] < FEW_ROWS:
                 self._table.optimize(cleanup_older_than=KEPT)
             rows = self._table.count_rows()
-            if rows > ANN_ROWS and rows - self._indexed_rows() > ANN_ROWS // 2:
+            # Rows that came after it was made are compared one by one until there are enough of them.
+            if rows > ANN_ROWS and rows - self._indexed_rows() > max(ANN_ROWS, rows // 20):
                 from lancedb.index import IvfRq
 
                 settings = IvfRq(

@@ -100,9 +100,9 @@ def test_the_index_of_sketches(index, two_stages, monkeypatch, k):
     assert [row[0] for row in found.ids] == [f"/{i}.jpg" for i in (*range(20), *range(1500, 1520))]
     shared = [len(set(a) & set(b)) for a, b in zip(found.ids, exact.ids, strict=True)]
     assert sum(shared) / (40 * k) > 0.85  # Pure noise, the hardest case: all are equally far.
-    fill(index, torch.randn(600, 16, 48), first=1540)
+    fill(index, torch.randn(1100, 16, 48), first=1540)
     index._store.maintain()
-    assert index._store._indexed_rows() == 2140
+    assert index._store._indexed_rows() == 2640
 
 
 def test_filters(index, model, tmp_path, two_stages):

@@ -25,10 +25,10 @@ def test_it_is_linear_and_the_same_every_time():
     torch.testing.assert_close(ramp[:4], torch.tensor(RAMP), rtol=1e-5, atol=1e-4)
 
 
-RAMP = [-15.114997, -31.744999, 44.072998, -4.557003]
+RAMP = [-24.237999, 9.123001, -42.256998, 10.512001]
 
 
-def test_squared_distances_deviate_by_four_percent():
+def test_squared_distances_deviate_by_three_percent():
     a, b = torch.randn(200, 64, 256), torch.randn(200, 64, 256)
     true = (a - b).flatten(1).pow(2).sum(dim=1)
     ratio = (sketch(a) - sketch(b)).pow(2).sum(dim=1) / true
