@@ -80,13 +80,13 @@ def schema(about: About) -> pa.Schema:
 
 def is_library(path: str | os.PathLike[str]) -> bool:
     """Whether this is, or is called like, a library."""
-    return os.fspath(path).rstrip("/").endswith(".lance") or (Path(path) / f"{TABLE}.lance").is_dir()
+    return os.fspath(path).rstrip("/").endswith(".lance") or _on_disk(os.fspath(path))
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is a library."""
     if not is_address(path):
-        return (Path(path) / f"{TABLE}.lance").is_dir()
+        return _on_disk(os.fspath(path))
     return TABLE in _connect(os.fspath(path)).table_names()
 
 
@@ -109,7 +109,9 @@ class Store:
             InvalidConfigError: lancedb is not installed.
         """
         name = os.fspath(path)
-        if not is_address(name) and os.path.lexists(name) and (os.path.isfile(name) or os.listdir(name)):
+        if not is_address(name) and not _is_free(name):
+            if _on_disk(name):
+                raise LibraryError(f'{name} is a library already; open it with iwm.Index.open("{name}").')
             raise LibraryError(f"{name} exists already and is no library; name another place for it.")
         database = _connect(name)
         try:
@@ -127,7 +129,7 @@ class Store:
             InvalidConfigError: lancedb is not installed.
         """
         name = os.fspath(path)
-        if not is_address(name) and not (Path(name) / f"{TABLE}.lance").is_dir():
+        if not is_address(name) and not _on_disk(name):
             raise LibraryError(f"No library at {name}; make it: iwm index PHOTOS --out {name}")
         database = _connect(name)
         try:
@@ -263,6 +265,19 @@ class Store:
             raise SaveError(
                 f"Cannot write {self.path}: {_first_line(error)}. What was committed before is untouched."
             ) from error
+
+
+def _on_disk(path: str) -> bool:
+    """Whether a first commit was made here: a process killed before it leaves folders without one."""
+    return any((Path(path) / f"{TABLE}.lance" / "_versions").glob("*.manifest"))
+
+
+def _is_free(path: str) -> bool:
+    """Nothing is here, or only what a process left that was killed before its first commit."""
+    if not os.path.lexists(path):
+        return True
+    ours = {f"{TABLE}.lance", "writer.lock"}
+    return os.path.isdir(path) and not _on_disk(path) and set(os.listdir(path)) <= ours
 
 
 def _connect(path: str) -> Any:

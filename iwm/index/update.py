@@ -155,7 +155,7 @@ def _prune(store: Store, roots: list[str]) -> int:
     """Remove rows of files below the roots that are gone; a root that is gone was refused earlier."""
     removed = 0
     folders = [root.rstrip("/") + "/" for root in roots]
-    for batch in list(store.scan(("path",), 4096)):
+    for batch in store.scan(("path",), 4096):  # Of the version before the first deletion.
         paths = [
             path
             for path in batch["path"].to_pylist()

@@ -206,6 +206,17 @@ def test_places_where_no_library_is(tmp_path, model, monkeypatch):
         iwm.Index.create(tmp_path / "file", model)
 
 
+def test_what_a_kill_before_the_first_commit_leaves_is_no_library(library, model, folder):
+    (library / "photos.lance" / "data").mkdir(parents=True)
+    (library / "photos.lance" / "data" / "half.lance").write_bytes(b"half")
+    with pytest.raises(LibraryError, match="No library at"):
+        iwm.Index.open(library)
+    index = iwm.Index.create(library, model)
+    assert index.update(model, folder).photos == 12
+    with pytest.raises(LibraryError, match=r"is a library already; open it with iwm\.Index\.open"):
+        iwm.Index.create(library, model)
+
+
 def test_a_table_that_is_no_library(tmp_path):
     import lancedb
 
