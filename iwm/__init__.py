@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from iwm.actions import Action, Photometry
     from iwm.bank import Bank, SearchResult
     from iwm.config import WorldModelConfig
+    from iwm.index.library import Index
     from iwm.latent import Latent
     from iwm.loading import list_models, load
     from iwm.tasks import Classification
@@ -31,6 +32,7 @@ __all__ = [
     "Action",
     "Bank",
     "Classification",
+    "Index",
     "Latent",
     "Photometry",
     "SearchResult",
@@ -47,6 +49,7 @@ _HOMES = {
     "Action": "iwm.actions",
     "Bank": "iwm.bank",
     "Classification": "iwm.tasks",
+    "Index": "iwm.index.library",
     "Latent": "iwm.latent",
     "Photometry": "iwm.actions",
     "SearchResult": "iwm.bank",

@@ -61,6 +61,10 @@ class UntrainedActionWarning(UserWarning):
     """An action that the model was not trained for."""
 
 
+class LibraryError(IWMError, OSError):
+    """A photo library that is missing, damaged, or being written by another process."""
+
+
 class TrainingError(IWMError, RuntimeError):
     """Training cannot go on: the loss is no longer a number."""
 

@@ -25,6 +25,7 @@ ROOMS_BEYOND_INFERENCE = (
     "undoing",
     "export",
     "runtimes",
+    "index",
 )
 
 # The sockets fail, so this also shows that the embedded model needs no network.
@@ -88,7 +89,9 @@ def test_inference_loads_inference_alone(fresh, stage):
     assert {"iwm.loading", "iwm.world_model", "torch", "timm"} <= fresh[stage]
     rooms = {module.split(".")[1] for module in fresh[stage] if module.startswith("iwm.")}
     assert rooms.isdisjoint(ROOMS_BEYOND_INFERENCE)
-    assert tops(fresh[stage]).isdisjoint({"matplotlib", "skimage", "typer", "rich", "pooch"})
+    assert tops(fresh[stage]).isdisjoint(
+        {"matplotlib", "skimage", "typer", "rich", "pooch", "lancedb", "pyarrow", "ray"}
+    )
     assert tops(fresh[stage]).isdisjoint({"openvino", "onnx", "onnxruntime", "onnxscript", "sklearn"})
 
 

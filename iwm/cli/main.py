@@ -20,6 +20,7 @@ from iwm.cli import (
     evaluate_tasks,
     export,
     finetune,
+    index,
     models,
     pretrain,
     pretrain_decoder,
@@ -70,11 +71,12 @@ _add(app, "list", models.list_command, "iwm list '*equi*'")
 _add(app, "info", models.info_command, "iwm info iwm-tiny")
 _add(app, "download", download.download_command, "iwm download org/name --to models/name")
 _add(app, "encode", encode.encode_command, "iwm encode photos/ --out latents.safetensors")
+_add(app, "index", index.index_command, "iwm index photos/ --out library.lance")
 _add(
     app,
     "search",
     search.search_command,
-    "iwm search photos/ --image cat.jpg --brightness 0.6 --grayscale -k 3",
+    "iwm search library.lance --image cat.jpg --brightness 0.6 --grayscale -k 10 --sheet out.png",
 )
 _add(app, "explain", edits.explain_command, "iwm explain before.jpg after.jpg")
 _add(app, "restore", edits.restore_command, "iwm restore old.jpg --references photos/ --out restored.jpg")

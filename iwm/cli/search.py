@@ -1,17 +1,19 @@
-"""`iwm search`: a photograph, transformed in latent space, looked up in a folder."""
+"""`iwm search`: a photograph, transformed in latent space, looked up in a folder or a library."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iwm.cli.index import LibraryModel, library_model
 from iwm.cli.options import (
     AsJson,
     BatchSize,
     Device,
-    ModelName,
+    check_output,
     console,
     encode_files,
     find_images,
@@ -19,9 +21,16 @@ from iwm.cli.options import (
     print_json,
 )
 
+if TYPE_CHECKING:
+    from iwm.actions import Action
+    from iwm.bank import SearchResult
+    from iwm.index import Filter
+    from iwm.latent import Latent
+    from iwm.world_model import WorldModel
+
 
 def search_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of images to search.")],
+    place: Annotated[str, typer.Argument(help="Folder of images, or library made by iwm index.")],
     image: Annotated[Path, typer.Option("--image", "-i", help="The photograph to start from.")],
     brightness: Annotated[float, typer.Option(help="Factor, 1 leaves it.")] = 1.0,
     contrast: Annotated[float, typer.Option(help="Factor, 1 leaves it.")] = 1.0,
@@ -31,37 +40,106 @@ def search_command(
     blur: Annotated[float, typer.Option(help="Gaussian sigma in pixels of the model's input.")] = 0.0,
     solarize: Annotated[bool, typer.Option("--solarize", help="Bright values inverted.")] = False,
     k: Annotated[int, typer.Option("-k", min=1, help="How many to show.")] = 5,
-    model: ModelName = "iwm-tiny",
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet, such as out.png.")] = None,
+    under: Annotated[str | None, typer.Option(help="Library: only photographs below this folder.")] = None,
+    taken_from: Annotated[datetime | None, typer.Option(help="Library: taken at this time or later.")] = None,
+    taken_before: Annotated[datetime | None, typer.Option(help="Library: taken before this time.")] = None,
+    min_side: Annotated[
+        int | None, typer.Option(min=0, help="Library: shorter side in pixels, at least.")
+    ] = None,
+    model: LibraryModel = None,
     device: Device = "cpu",
     batch_size: BatchSize = 64,
     as_json: AsJson = False,
 ) -> None:
     """Find images that look like a photograph after an action, without transforming a pixel.
 
-    The folder is encoded on the spot. Without any action options, finds similar images.
+    A folder is encoded on the spot; a library has been. Without any action options, finds similar images.
     """
     from iwm.actions import Action
-    from iwm.errors import InvalidDataError
+    from iwm.contact_sheet import check_sheet
+    from iwm.errors import InvalidConfigError
+    from iwm.index import Filter
+    from iwm.index.store import is_library
 
-    if not folder.is_dir():
-        raise InvalidDataError(f"No such folder: {folder}")
     action = Action(
         brightness=brightness, contrast=contrast, saturation=saturation, hue=hue,
         grayscale=grayscale, blur=blur, solarize=solarize,
     )  # fmt: skip
-    paths = find_images([folder])
-    world_model = load_model(model, device)
-    query = world_model.encode(image)
-    moved = query if action.is_identity else world_model.apply_action(query, action)
-    bank = encode_files(world_model, paths, batch_size=batch_size)
-    hits = bank.search(moved, k=k)
+    where = Filter(under=under, taken_from=taken_from, taken_before=taken_before, min_side=min_side)
+    if sheet:
+        check_sheet(sheet)
+        check_output(sheet)
+    if is_library(place):
+        hits, images = _in_library(place, image, action, k, where, model, device)
+    elif where != Filter():
+        raise InvalidConfigError(
+            f"{place} is no library; --under, --taken-from, --taken-before and --min-side need one: "
+            f"iwm index {place} --out library.lance"
+        )
+    else:
+        hits, images = _in_folder(Path(place), image, action, k, model or "iwm-tiny", device, batch_size)
     found = [
         {"path": path, "distance": round(d, 4)}
         for path, d in zip(hits.ids[0], hits.distances[0].tolist(), strict=True)
     ]
+    if sheet:
+        _save_sheet(sheet, image, action, hits)
     if as_json:
-        print_json({"image": str(image), "action": str(action), "images": len(bank), "hits": found})
+        print_json({"image": str(image), "action": str(action), "images": images, "hits": found})
         return
-    console.print(f"{image} {'as it is' if action.is_identity else f'as {action}'}; nearest of {len(bank)}")
+    console.print(f"{image} {'as it is' if action.is_identity else f'as {action}'}; nearest of {images}")
     for rank, hit in enumerate(found, start=1):
         console.print(f"{rank:>3}  {hit['distance']:8.2f}  {hit['path']}")
+
+
+def _in_library(
+    place: str, image: Path, action: Action, k: int, where: Filter, model: str | None, device: str
+) -> tuple[SearchResult, int]:
+    from iwm.index import Index
+
+    index = Index.open(place)
+    query = _moved(library_model(index, model, device), image, action)
+    return index.search(query, k, where=where), len(index)
+
+
+def _in_folder(
+    folder: Path, image: Path, action: Action, k: int, model: str, device: str, batch_size: int
+) -> tuple[SearchResult, int]:
+    from iwm.errors import InvalidDataError
+
+    if not folder.is_dir():
+        raise InvalidDataError(f"No such folder: {folder}")
+    paths = find_images([folder])
+    world_model = load_model(model, device)
+    query = _moved(world_model, image, action)
+    bank = encode_files(world_model, paths, batch_size=batch_size)
+    return bank.search(query, k), len(bank)
+
+
+def _moved(model: WorldModel, image: Path, action: Action) -> Latent:
+    query = model.encode(image)
+    return query if action.is_identity else model.apply_action(query, action)
+
+
+def _save_sheet(path: Path, image: Path, action: Action, hits: SearchResult) -> None:
+    from PIL import Image
+
+    from iwm.contact_sheet import save_sheet
+    from iwm.errors import InvalidImageError
+    from iwm.images import open_rgb
+    from iwm.index.photo import read_bytes
+    from iwm.index.walk import Found
+
+    def picture(path: str) -> Image.Image | None:
+        try:
+            return open_rgb(read_bytes(Found(path, 0, 0)))
+        except InvalidImageError:  # Deleted since, perhaps.
+            return None
+
+    cells = [(picture(str(image)), "query" if action.is_identity else "query, before the action")]
+    cells += [
+        (picture(str(name)), f"{rank}:  {d:.2f}")
+        for rank, (name, d) in enumerate(zip(hits.ids[0], hits.distances[0].tolist(), strict=True), start=1)
+    ]
+    save_sheet(cells, path)

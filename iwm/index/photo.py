@@ -1,0 +1,135 @@
+"""One photograph file: its bytes read once, and what they say.
+
+The hash, the capture time and the pixels come from the same bytes, whatever happens to the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import datetime
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+
+from iwm.errors import InvalidImageError
+from iwm.images import Preprocess, open_rgb
+from iwm.index.filters import is_address
+from iwm.index.walk import Found, file_system
+
+LARGEST = 1 << 30
+"""Bytes of a file that is read: bounds the memory of indexing."""
+
+_NEED_A_DECODER = {
+    ".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "a Pillow with AVIF", ".jxl": "pillow-jxl-plugin",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """What an indexed photograph is known by.
+
+    Attributes:
+        found: the file.
+        hash: BLAKE2b-128 of its bytes, hexadecimal.
+        width: in pixels, upright.
+        height: in pixels, upright.
+        taken: capture time by EXIF, the camera's local time, where there is one.
+        remark: what was lost on the way to pixels; empty where nothing was.
+        pixels: `[3, S, S]` in [0, 1], the model's input; None once it is encoded.
+    """
+
+    found: Found
+    hash: str
+    width: int
+    height: int
+    taken: datetime | None
+    remark: str
+    pixels: Tensor | None
+
+
+def read_bytes(found: Found) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InvalidImageError: it is empty, gone, too large or may not be read.
+    """
+    path = found.path
+    if found.bytes > LARGEST:
+        raise InvalidImageError(f"{path} has {found.bytes:,} bytes, more than {LARGEST:,}.")
+    try:
+        if is_address(path):
+            store, inner = file_system(path)
+            with store.open_input_file(inner) as file:
+                data = bytes(file.read())
+        else:
+            with open(path, "rb") as file:
+                data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise InvalidImageError(f"Cannot read {path}: {error.strerror or error}") from error
+    if not data:
+        raise InvalidImageError(f"{path} is empty: zero bytes.")
+    return data
+
+
+def content_hash(data: bytes) -> str:
+    """BLAKE2b-128 of a file's bytes, hexadecimal."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def read_photo(found: Found, data: bytes, preprocess: Preprocess) -> Photo:
+    """Decode a photograph.
+
+    Raises:
+        InvalidImageError: it cannot be; the message names the file.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of malformed EXIF; `open_rgb` makes errors of what matters.
+        width, height, taken, remark = _about(found.path, data)
+        pixels = preprocess.one(open_rgb(data, name=found.path))
+    return Photo(found, content_hash(data), width, height, taken, remark, pixels)
+
+
+def _about(path: str, data: bytes) -> tuple[int, int, datetime | None, str]:
+    """Width, height, capture time and a remark, from the file's header."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            exif = image.getexif()
+            if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+                width, height = height, width
+            return width, height, _taken(exif), _remark(image)
+    except UnidentifiedImageError as error:
+        package = _NEED_A_DECODER.get(os.path.splitext(path)[1].lower())
+        if package:
+            raise InvalidImageError(
+                f"Cannot read {path}: no decoder for this format is installed; convert it to JPEG, "
+                f"or register one in Python ({package})."
+            ) from error
+        raise InvalidImageError(f"Cannot read {path} as an image: its format is not known.") from error
+    except Exception as error:  # Decoders of damaged files raise many kinds.
+        raise InvalidImageError(f"Cannot read {path} as an image: {error}") from error
+
+
+def _remark(image: Image.Image) -> str:
+    remarks = []
+    if getattr(image, "is_animated", False):
+        remarks.append("animated; its first frame is indexed")
+    if image.mode == "CMYK":
+        remarks.append("CMYK; converted to RGB without a colour profile")
+    if image.mode.startswith(("I", "F")):
+        remarks.append("more than 8 bits a pixel; reduced to 8")
+    return "; ".join(remarks)
+
+
+def _taken(exif: Image.Exif) -> datetime | None:
+    """DateTimeOriginal, or DateTimeDigitized; what is malformed counts as absent."""
+    try:
+        fields = exif.get_ifd(ExifTags.IFD.Exif)
+        words = fields.get(ExifTags.Base.DateTimeOriginal) or fields.get(ExifTags.Base.DateTimeDigitized)
+        return datetime.strptime(str(words).strip("\0 "), "%Y:%m:%d %H:%M:%S") if words else None
+    except Exception:  # Whatever a broken EXIF block can raise; the photograph itself may be fine.
+        return None

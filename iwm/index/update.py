@@ -1,0 +1,179 @@
+"""Bringing a library up to date with folders: only new and changed files are encoded.
+
+Files are compared by path, size and time; of those that differ the bytes are hashed, and only
+where the hash differs too is anything encoded. What was encoded is committed every `COMMIT_ROWS`
+photographs or `COMMIT_SECONDS`, whichever comes first: until then it is in memory alone, and
+afterwards it is on the disk and is never encoded again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from iwm.index.encoding import Encoded, Job, to_rows
+from iwm.index.filters import is_address, library_path
+from iwm.index.known import Known
+from iwm.index.report import IndexReport, Remark
+from iwm.index.store import Store, schema
+from iwm.index.walk import Found, file_system, walk
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COMMIT_ROWS = 2048
+"""Photographs held back at most: 70 MB of them for `iwm-tiny`."""
+COMMIT_SECONDS = 20.0
+"""How long a photograph is held back at most, while others arrive."""
+
+Engine = Callable[[Iterator[list[Job]]], Iterator[Encoded]]
+"""Batches of jobs to encoded batches, in any order."""
+
+
+def update(
+    store: Store,
+    roots: Sequence[str | os.PathLike[str]],
+    engine: Engine,
+    *,
+    prune: bool = False,
+    batch_size: int = 64,
+    on_commit: Callable[[list[str]], None] | None = None,
+    watch: Callable[[Iterable[Found | Remark]], Iterable[Found | Remark]] = iter,
+) -> IndexReport:
+    """Bring a library up to date; the caller holds the right to write.
+
+    Args:
+        store: the library.
+        roots: files, folders and addresses.
+        engine: what encodes.
+        prune: remove rows of files below `roots` that no longer exist.
+        batch_size: photographs encoded at a time.
+        on_commit: called after each commit with the paths that are now on the disk.
+        watch: wraps the stream of files, for a progress bar.
+    """
+    start = time.monotonic()
+    found = walk(roots)
+    known = Known(store.scan(("path", "bytes", "mtime_ns"), 8192))
+    report = IndexReport()
+    writer = _Writer(store, report, on_commit)
+    try:
+        for encoded in engine(_jobs(watch(found), known, store, report, batch_size)):
+            writer.take(encoded)
+    finally:  # Also what was encoded before Ctrl-C.
+        writer.commit()
+    if prune:
+        report.removed = _prune(store, [library_path(root) for root in roots])
+    store.maintain()
+    report.photos = store.count()
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _jobs(
+    files: Iterable[Found | Remark], known: Known, store: Store, report: IndexReport, size: int
+) -> Iterator[list[Job]]:
+    """Batches of what has to be read; everything else goes straight to the report."""
+
+    def pending() -> Iterator[tuple[Found, bool]]:
+        for item in files:
+            if isinstance(item, Remark):
+                report.skipped.append(item)
+            elif (state := known.state(item)) == "unchanged":
+                report.unchanged += 1
+            else:
+                yield item, state == "touched"
+
+    stream = pending()
+    while batch := list(itertools.islice(stream, size)):
+        touched = [found.path for found, is_touched in batch if is_touched]
+        rows = store.rows(touched, ("path", "hash")).to_pylist() if touched else []
+        hashes = {row["path"]: row["hash"] for row in rows}
+        yield [Job(found, hashes.get(found.path)) for found, _ in batch]
+
+
+class _Writer:
+    """Gathers encoded photographs and commits them in pieces."""
+
+    def __init__(
+        self, store: Store, report: IndexReport, on_commit: Callable[[list[str]], None] | None
+    ) -> None:
+        self.store = store
+        self.report = report
+        self.on_commit = on_commit
+        self.columns = schema(store.about)
+        self.waiting: list[Encoded] = []
+        self.rows = 0
+        self.last = time.monotonic()
+
+    def take(self, encoded: Encoded) -> None:
+        """Keep a batch, and commit where enough has come together."""
+        self.waiting.append(encoded)
+        self.rows += len(encoded.photos)
+        self.report.skipped += encoded.skipped
+        self.report.remarks += [Remark(p.found.path, p.remark) for p in encoded.photos if p.remark]
+        self.report.unchanged += len(encoded.same)
+        if self.rows >= COMMIT_ROWS or time.monotonic() - self.last > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write all that is waiting: new rows appended, changed ones in the place of the old."""
+        new, changed = self._rows(known=False), self._rows(known=True)
+        if new.num_rows:
+            self.store.append(new)
+            self.report.added += new.num_rows
+            self._say(new)
+        if changed.num_rows:
+            self.store.replace(changed)
+            self.report.updated += changed.num_rows
+            self._say(changed)
+        same = {found.path: found for encoded in self.waiting for found in encoded.same}
+        if same:
+            self.store.replace(_with_times(self.store.rows(list(same)), same))
+        self.waiting, self.rows, self.last = [], 0, time.monotonic()
+
+    def _rows(self, *, known: bool) -> pa.Table:
+        parts = [(e, [i for i, k in enumerate(e.known) if k is known]) for e in self.waiting]
+        return to_rows([part for part in parts if part[1]], self.columns)
+
+    def _say(self, rows: pa.Table) -> None:
+        if self.on_commit:
+            self.on_commit(rows["path"].to_pylist())
+
+
+def _with_times(rows: pa.Table, files: dict[str, Found]) -> pa.Table:
+    """Rows of files that were touched and are the same, with their new times."""
+    import pyarrow as pa
+
+    times = pa.array([files[path].mtime_ns for path in rows["path"].to_pylist()], pa.int64())
+    return rows.set_column(rows.schema.get_field_index("mtime_ns"), rows.schema.field("mtime_ns"), times)
+
+
+def _prune(store: Store, roots: list[str]) -> int:
+    """Remove rows of files below the roots that are gone; a root that is gone was refused earlier."""
+    removed = 0
+    folders = [root.rstrip("/") + "/" for root in roots]
+    for batch in store.scan(("path",), 4096):  # Of the version before the first deletion.
+        paths = [
+            path
+            for path in batch["path"].to_pylist()
+            if path in roots or any(path.startswith(folder) for folder in folders)
+        ]
+        gone = _gone(paths)
+        store.delete(gone)
+        removed += len(gone)
+    return removed
+
+
+def _gone(paths: list[str]) -> list[str]:
+    local = [path for path in paths if not is_address(path) and not os.path.lexists(path)]
+    remote = [path for path in paths if is_address(path)]
+    if not remote:
+        return local
+    from pyarrow.fs import FileType
+
+    store, _ = file_system(remote[0])
+    found = store.get_file_info([file_system(path)[1] for path in remote])
+    return local + [path for path, info in zip(remote, found, strict=True) if info.type == FileType.NotFound]

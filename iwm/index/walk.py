@@ -1,0 +1,189 @@
+"""Every photograph below a folder or an address, one at a time, and what cannot be walked.
+
+Folders come in the order of their names and nothing is kept but the folders open and the
+identities of those visited, so ten million files take no more memory than their folders do.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iwm.errors import InvalidDataError, LibraryError
+from iwm.images import EXTENSIONS
+from iwm.index.filters import is_address, library_path
+from iwm.index.report import Remark
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+PHOTO_EXTENSIONS = EXTENSIONS | {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"}  # fmt: skip
+"""Files that a person would count as photographs; those without a decoder here are reported."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that is a photograph by its name.
+
+    Attributes:
+        path: absolute, or an address.
+        bytes: its size.
+        mtime_ns: when it last changed, in nanoseconds since 1970.
+    """
+
+    path: str
+    bytes: int
+    mtime_ns: int
+
+
+def walk(roots: Sequence[str | os.PathLike[str]]) -> Iterator[Found | Remark]:
+    """Photographs of files, folders and addresses, each once; hidden ones are left out.
+
+    Links to folders are followed, unless what they lead to has been visited already.
+
+    Args:
+        roots: files, folders, or addresses such as `s3://bucket/photos`.
+
+    Raises:
+        InvalidDataError: one of them does not exist, said before anything is given.
+    """
+    paths = list(dict.fromkeys(library_path(root) for root in roots))
+    check_roots(paths)
+    # A file named beside the folder it lies in must not come twice.
+    folders = [path for path in paths if is_address(path) or os.path.isdir(path)]
+    return _walk_all(folders, [path for path in paths if path not in folders and not _below(path, folders)])
+
+
+def check_roots(roots: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise `InvalidDataError` for files and folders that do not exist."""
+    if not roots:
+        raise InvalidDataError("No folder of photographs was given.")
+    for root in roots:
+        if not is_address(root) and not os.path.lexists(root):
+            raise InvalidDataError(f"No such file or folder: {os.fspath(root)}")
+
+
+def _walk_all(folders: list[str], files: list[str]) -> Iterator[Found | Remark]:
+    visited: dict[tuple[int, int], str] = {}
+    for folder in folders:
+        if is_address(folder):
+            yield from _walk_address(folder)
+        else:
+            yield from _walk_folder(folder, visited)
+    for file in files:
+        yield _stat(file)
+
+
+def _below(path: str, folders: list[str]) -> bool:
+    return any(path.startswith(folder.rstrip("/") + "/") for folder in folders)
+
+
+def _walk_folder(root: str, visited: dict[tuple[int, int], str]) -> Iterator[Found | Remark]:
+    open_folders = [root]
+    while open_folders:
+        folder = open_folders.pop()
+        try:
+            about = os.stat(folder)
+            identity = (about.st_dev, about.st_ino)
+            if identity in visited:
+                if os.path.islink(folder):
+                    yield _remark(
+                        folder, f"a link to {_printable(visited[identity])}, which is indexed already"
+                    )
+                continue
+            visited[identity] = folder
+            with os.scandir(folder) as listing:
+                entries = sorted((entry.name, _is_folder(entry)) for entry in listing)
+        except OSError as error:
+            yield _remark(folder, f"cannot be listed: {error.strerror or error}")
+            continue
+        inner = []
+        for name, is_folder in entries:
+            path = os.path.join(folder, name)
+            if name.startswith("."):
+                continue
+            if is_folder:
+                inner.append(path)
+            elif os.path.splitext(name)[1].lower() in PHOTO_EXTENSIONS:
+                yield _stat(path)
+        open_folders += reversed(inner)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # A link in a loop: reported when it is read as a file.
+
+
+def _stat(path: str) -> Found | Remark:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return _remark(path, "its name is not valid UTF-8; rename it")
+    try:
+        about = os.stat(path)
+    except OSError as error:
+        loop = error.errno == errno.ELOOP
+        return _remark(path, "a link that leads back to itself" if loop else f"{error.strerror or error}")
+    if not stat.S_ISREG(about.st_mode):  # Reading from a pipe or device might never end.
+        return _remark(path, "not a regular file")
+    return Found(path, about.st_size, about.st_mtime_ns)
+
+
+def _walk_address(root: str) -> Iterator[Found | Remark]:
+    """Listed whole, about 300 bytes a file: stores have no folders to walk."""
+    from pyarrow import fs
+
+    store, inner = file_system(root)
+    scheme = root[: root.index("://") + 3]
+    try:
+        listing = store.get_file_info(fs.FileSelector(inner, recursive=True))
+    except OSError as error:
+        raise InvalidDataError(f"Cannot list {root}: {error}") from error
+    for info in sorted(listing, key=lambda i: i.path):
+        hidden = any(part.startswith(".") for part in info.path[len(inner) :].split("/"))
+        extension = os.path.splitext(info.base_name)[1].lower()
+        if info.type == fs.FileType.File and extension in PHOTO_EXTENSIONS and not hidden:
+            yield Found(scheme + info.path, info.size, info.mtime_ns or 0)
+
+
+def file_system(address: str) -> tuple[FileSystem, str]:
+    """The object store of an address, and the path in it.
+
+    Names are taken as they are, spaces and all: nothing in them is an escape or an option.
+
+    Raises:
+        LibraryError: no such kind of store, or it does not answer.
+    """
+    scheme, _, rest = address.partition("://")
+    if scheme == "file":
+        return _store("file:///")[0], rest
+    bucket, _, key = rest.partition("/")
+    store, base = _store(f"{scheme}://{bucket}")
+    return store, f"{base}/{key}".rstrip("/")
+
+
+@functools.lru_cache(maxsize=8)
+def _store(address: str) -> tuple[FileSystem, str]:
+    from pyarrow import fs
+
+    try:
+        store, base = fs.FileSystem.from_uri(address)
+    except (OSError, ValueError) as error:
+        raise LibraryError(f"Cannot reach {address}: {error}") from error
+    return store, base
+
+
+def _remark(path: str, words: str) -> Remark:
+    return Remark(_printable(path), words)
+
+
+def _printable(path: str) -> str:
+    """Names that are not UTF-8 with their bytes spelt out."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
