@@ -28,10 +28,16 @@ from iwm.planning import Hypothesis, SearchSpace, Solver, batch_of, latent_cost,
 if TYPE_CHECKING:
     from iwm.world_model import WorldModel
 
-SAME_SCENE = 0.6
-"""Mismatch above which two images are said to show different scenes; see `EditReport.mismatch`."""
-_SHARPNESS = 0.1
-"""Relative difference of residuals that makes a hypothesis e times less likely."""
+SAME_SCENE = 0.8
+"""Mismatch above which two images are said to show different scenes; see `EditReport.mismatch`.
+
+With `iwm-tiny`, pairs of one photograph stay below 0.35, and below 0.75 where the second was also
+cropped, re-compressed or blurred; pairs of two lie above 0.9."""
+_SHARPNESS = 0.03
+"""Relative difference of residuals that makes a hypothesis e times less likely.
+
+So that of 35 held-out edits the mean confidence is 0.80 where 0.86 had all three switches right; on
+pairs that were degraded afterwards it is too high."""
 
 
 @dataclass(frozen=True, kw_only=True)
