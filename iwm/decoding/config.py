@@ -29,7 +29,7 @@ class DecodingConfig(RunConfig):
 
 
 def decoder_recipe(model: str) -> DecodingConfig:
-    """The run behind the embedded decoder (all ours); two cores need about an hour.
+    """A decoder's run (all ours); not run to the end by us yet.
 
     Command: `iwm pretrain-decoder --model iwm-tiny --data FOLDER --out DIR`.
     """

@@ -20,7 +20,7 @@ def prepare_blocks(module: nn.Module, *, compiled: bool, recomputed: bool, rando
         module: changed in place.
         compiled: through `torch.compile`, once for all numbers of visible patches.
         recomputed: activation checkpointing: of every block only its input is kept for the
-            backward pass, which runs the block again; about a third more work.
+            backward pass, which runs the block again.
         random: blocks draw at random (drop path), and must draw the same when run again.
     """
     for block in module.modules():
