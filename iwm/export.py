@@ -215,12 +215,12 @@ def _write_part(
     with _quiet():
         program = torch.export.export(part.module.eval(), part.inputs, dynamic_shapes=shapes)
     if backend == "openvino" and precision != "int8":
-        from iwm.runtimes import openvino
+        from iwm.runtimes import converting
 
-        with _quiet():
-            graph = openvino().convert_model(program)
-        graph.reshape({i: [-1, *x.shape[1:]] for i, x in enumerate(part.inputs)})
-        openvino().save_model(graph, f"{path}.xml", compress_to_fp16=precision == "fp16")
+        with _quiet(), converting() as openvino:
+            graph = openvino.convert_model(program)
+            graph.reshape({i: [-1, *x.shape[1:]] for i, x in enumerate(part.inputs)})
+            openvino.save_model(graph, f"{path}.xml", compress_to_fp16=precision == "fp16")
         return
     onnx_path = path.with_suffix(".onnx")
     with _quiet():
@@ -239,9 +239,10 @@ def _write_part(
         with _quiet():
             quantize(onnx_path, feeds)
         if backend == "openvino":
-            from iwm.runtimes import openvino
+            from iwm.runtimes import converting
 
-            openvino().save_model(openvino().convert_model(onnx_path), f"{path}.xml", compress_to_fp16=True)
+            with converting() as openvino:
+                openvino.save_model(openvino.convert_model(onnx_path), f"{path}.xml", compress_to_fp16=True)
             onnx_path.unlink()
 
 

@@ -6,9 +6,11 @@ acts, and reads edits with the solver that needs no gradient; it cannot be train
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -31,8 +33,6 @@ from iwm.images import Images, Preprocess
 from iwm.world_model import WorldModel
 
 if TYPE_CHECKING:
-    import os
-
     from iwm.adapter import Adapter
     from iwm.decoder import Decoder
 
@@ -237,13 +237,36 @@ def openvino() -> Any:
     return package
 
 
+@contextlib.contextmanager
+def converting() -> Iterator[Any]:
+    """The OpenVINO package, with usage statistics of its converter off, as they are in CI jobs."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield openvino()
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO's runtime, one for the process and for good.
+
+    Its CPU plugin gives the main thread another stack for signal handlers, and takes the memory
+    away when the last model is dropped: the next signal with a handler would end the process.
+    """
+    return openvino().Core()
+
+
 def open_openvino(path: Path, precision: str) -> Run:
     """Compile an OpenVINO graph for the CPU.
 
     Folders of `fp16` and `int8` run the rest of their work in bf16 where the processor has it.
     """
-    package = openvino()
-    core = package.Core()
+    core = _core()
     able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     options = {
         "INFERENCE_PRECISION_HINT": "bf16" if able and precision != "fp32" else "f32",

@@ -1,7 +1,11 @@
 """Exports: the same numbers as PyTorch, any batch, and folders that cannot be run."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,9 +248,10 @@ def test_folders_of_another_version(folder, tmp_path, change, words):
 
 
 def test_runtimes_that_are_not_installed(model, folder, tmp_path, monkeypatch):
-    import sys
-
     folders = {backend: folder(backend, "fp32") for backend in ("openvino", "onnx")}
+    monkeypatch.setattr(
+        runtimes, "_core", runtimes._core.__wrapped__
+    )  # As in a process that has not used it.
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingBackendError, match=r'pip install "iwm\[openvino\]"'):
@@ -257,3 +262,40 @@ def test_runtimes_that_are_not_installed(model, folder, tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r'needs the package openvino: pip install "iwm\[openvino\]"'):
         model.export(tmp_path / "out", "openvino")
     assert not (tmp_path / "out").exists()
+
+
+SIGNALS = """
+import gc, os, signal, sys
+import iwm
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+for _ in range(2):
+    model = iwm.load(sys.argv[1], backend="openvino")
+    os.kill(os.getpid(), signal.SIGUSR1)
+    del model
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals of POSIX")
+def test_signals_are_handled_after_an_openvino_model_is_gone(folder):
+    environment = os.environ | {"PYTHONPATH": str(Path(iwm.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS, str(folder("openvino", "fp32"))],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "handled\n" * 4), done.stderr
+
+
+@pytest.mark.parametrize("before", [None, "false"])
+def test_openvino_sends_no_statistics_when_it_converts(monkeypatch, before):
+    checker = pytest.importorskip("openvino_telemetry.utils.opt_in_checker")
+    if before is None:
+        monkeypatch.delenv("CI", raising=False)
+    else:
+        monkeypatch.setenv("CI", before)
+    with runtimes.converting():
+        consent = checker.OptInChecker().check(enable_opt_in_dialog=False, disable_in_ci=True)
+    assert consent == checker.ConsentCheckResult.DECLINED
+    assert os.environ.get("CI") == before
