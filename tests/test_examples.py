@@ -68,6 +68,8 @@ def test_retrieve_finds_what_was_asked_for(photos):
         ("explain_edit.py", "before, after"),
         ("restore.py", "references, out, photos"),
         ("serve_openvino.py", "folder, photo"),
+        ("classify.py", "model, photos"),
+        ("finetune_on_my_photos.py", "folder, out"),
     ],
 )
 def test_examples_say_how_they_are_called(script, required):
@@ -109,3 +111,30 @@ def test_serving_agrees_with_pytorch(photos, tmp_path):
     assert cosine > 0.999
     assert re.search(r"encoding: PyTorch [\d.]+ ms, OpenVINO [\d.]+ ms", done.stdout)
     assert (tmp_path / "served" / "export.json").is_file()
+
+
+def test_finetuning_on_own_photos_gives_a_model_that_classifies_them(tmp_path):
+    for colour, value in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
+        (tmp_path / "photos" / colour).mkdir(parents=True)
+        for i in range(20):
+            noise = np.random.default_rng(i).integers(-40, 40, (96, 96, 3))
+            picture = np.clip(np.array(value) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(tmp_path / "photos" / colour / f"{i}.jpg")
+    words = ["finetune_on_my_photos.py", tmp_path / "photos", tmp_path / "model", "--steps", "12"]
+    done = _run(*words)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"mine +accuracy [\d.]+% of 4 images", done.stdout)
+    assert re.search(r"(red|blue) [\d.]+%, (red|blue) [\d.]+%", done.stdout.splitlines()[-1])
+
+    reds = sorted((tmp_path / "photos" / "red").iterdir())[:2]
+    named = _run("classify.py", tmp_path / "model", *reds)
+    assert named.returncode == 0, named.stderr
+    assert [line.split()[:3] for line in named.stdout.splitlines()] == [
+        [f"{p.name},", "mine:", "red"] for p in reds
+    ]
+
+
+def test_classifying_needs_a_task(photos):
+    done = _run("classify.py", "iwm-tiny", photos / "0.jpg")
+    assert done.returncode == 2
+    assert "no classification task" in done.stderr
