@@ -3,62 +3,86 @@ r"""The whole chain behind the embedded weights: train, measure, compare, instal
     cd FOLDER  # that holds imagenette/, caltech101/, clothing/ and photos/
     python .../experiments/embedded.py
 
-It trains `iwm-tiny` and its invariant twin by their recipes, measures both on imagenette's
-validation split, sets the scores beside those of the weights in the package, and stops there if
-the new ones are not better on every measure (`--force` goes on). Then it replaces the weights,
-writes the scores into README.md and MODEL_CARD.md and makes the demo's picture again. Every
-command is printed; what is done already is not done again.
+It trains `iwm-tiny` by its recipe, measures it on imagenette's validation split, sets the scores
+beside those of the weights in the package, and stops there if the new ones are not better on every
+measure (`--force` goes on). What hangs on the weights comes next: an adapter for three tasks, a
+decoder, the invariant twin. Then it replaces all of them in the package, writes the scores into
+README.md and MODEL_CARD.md and makes the demo's picture again. Every command is printed; what is
+done already is not done again. `--without twin` leaves a part out, of the package too: nothing
+that belongs to other weights stays behind.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import iwm
-from iwm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config
+from iwm.checkpoint import CONFIG_FILE, DECODER_FILE, WEIGHTS_FILE, read_config, task_file
 from iwm.config import WorldModelConfig
 from iwm.files import write_text
 from iwm.model_card import write_card
 from iwm.zoo import WEIGHTS
 
 ROOT = Path(iwm.__file__).parents[1]
-NAMES = ("iwm-tiny", "iwm-tiny-inv")
+MODEL, TWIN = "iwm-tiny", "iwm-tiny-inv"
+PARTS = ("tasks", "decoder", "twin")
 DATA = ("imagenette/train", "caltech101/train", "clothing/train", "photos")
+TASKS = ("imagenette", "caltech101", "clothing")
 LICENSE = "research only (trained on ImageNet photographs)"
 APPLY, UNDO, KNN = "apply-mrr-full-100x256", "undo-mrr-full-100x256", "knn-20-imagenette/val"
+DECODED = "decoder-100x4"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="run folders are made in it")
+    parser.add_argument("--without", action="append", choices=PARTS, default=[], help="leave a part out")
     parser.add_argument("--force", action="store_true", help="replace better weights too")
     parser.add_argument("--dry", action="store_true", help="train, measure and compare only")
     options = parser.parse_args()
-    for name in NAMES:
-        train(name, options.runs / name)
-        measure(options.runs / name)
-    worse = compare(read_config(WEIGHTS / "iwm-tiny"), read_config(options.runs / "iwm-tiny"))
+    base, shipped = options.runs / MODEL, WEIGHTS / MODEL
+    train(MODEL, base)
+    measure(base)
+    worse = compare(read_config(shipped), read_config(base))
+    same = filecmp.cmp(shipped / WEIGHTS_FILE, base / WEIGHTS_FILE, shallow=False)
     if options.dry:
         return
-    if worse and not options.force:
+    if worse and not same and not options.force:
         sys.exit(f"Not better on every measure ({', '.join(worse)}): nothing was replaced.")
-    for name in NAMES:
-        install(options.runs / name, WEIGHTS / name)
-    document(read_config(WEIGHTS / "iwm-tiny"), read_config(WEIGHTS / "iwm-tiny-inv"))
+    made = [base]
+    if "tasks" not in options.without:
+        made.append(learn_tasks(base, options.runs / "tasks"))
+    if "decoder" not in options.without:
+        made.append(learn_to_decode(made[-1], options.runs / "decoder"))
+    twin = None
+    if "twin" not in options.without:
+        train(TWIN, options.runs / TWIN)
+        measure(options.runs / TWIN)
+        install([options.runs / TWIN], WEIGHTS / TWIN)
+        twin = read_config(WEIGHTS / TWIN)
+    elif (WEIGHTS / TWIN).is_dir():
+        shutil.rmtree(WEIGHTS / TWIN)
+    install(made, shipped)
+    document(read_config(shipped), twin)
     call("demo", "--out", str(ROOT / "docs" / "demo.png"))
 
 
 def train(name: str, run: Path) -> None:
-    """By the recipe; a finished run is only exported again."""
+    """By the recipe; a finished run is only exported again, with the scores it has."""
+    known = read_config(run).metrics if (run / CONFIG_FILE).is_file() else {}
     folders = [word for folder in DATA for word in ("--data", folder)]
     call("pretrain", "--recipe", name, *folders, "--out", str(run), "--model.license", LICENSE)
+    exported = read_config(run)
+    write_text(run / CONFIG_FILE, exported.replace(metrics=exported.metrics | known).to_json())
 
 
 def measure(run: Path) -> None:
@@ -70,6 +94,24 @@ def measure(run: Path) -> None:
             call("eval", "mrr", *model, "--data", "imagenette/val", "--protocol", protocol, "--distribution", "full")  # fmt: skip
     if KNN not in known:
         call("eval", "knn", *model, "--train", "imagenette/train", "--val", "imagenette/val")
+
+
+def learn_tasks(model: Path, run: Path) -> Path:
+    """An adapter for all tasks at once [section 5.2]; its folder, which holds the model too."""
+    if not (run / "result.json").is_file():
+        folders = [word for name in TASKS for word in ("--data", name)]
+        call("finetune", "--model", str(model), *folders, "--out", str(run), "--license", LICENSE)
+    return run
+
+
+def learn_to_decode(model: Path, run: Path) -> Path:
+    """A decoder; its folder, which holds the model and its adapters too."""
+    known = read_config(run).metrics if (run / CONFIG_FILE).is_file() else {}
+    if DECODED not in known:
+        folders = [word for folder in DATA for word in ("--data", folder)]
+        call("pretrain-decoder", "--model", str(model), *folders, "--out", str(run), "--license", LICENSE)
+        call("eval", "decoder", "--model", str(run), "--data", "imagenette/val", "--record")
+    return run
 
 
 def call(*words: str) -> None:
@@ -98,21 +140,32 @@ def compare(old: WorldModelConfig, new: WorldModelConfig) -> list[str]:
     return [name for name, value in after.items() if value <= before[name]]
 
 
-def install(run: Path, folder: Path) -> None:
-    """Copy a run's model into the package, its commands about the name it has there."""
+def install(made: Sequence[Path], folder: Path) -> None:
+    """Copy the last of some folders, each made from the one before, into the package.
+
+    Commands are about the name that the model has there. Files of parts that are not there any
+    more are removed.
+    """
+    last = made[-1]
+    config = read_config(last)
+    files = [WEIGHTS_FILE, *map(task_file, config.adapters), *([DECODER_FILE] if config.decoder else [])]
     folder.mkdir(exist_ok=True)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(run / name, folder / name)
-    text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
-    write_text(folder / CONFIG_FILE, text.replace(f"--model {run}", f"--model {folder.name}"))
-    if folder.name != "iwm-tiny":  # Whose licence is there, and whose card is MODEL_CARD.md.
-        shutil.copyfile(WEIGHTS / "iwm-tiny" / "LICENSE", folder / "LICENSE")
+    for stale in set(folder.glob("*.safetensors")) - {folder / name for name in files}:
+        stale.unlink()
+    for name in files:
+        shutil.copyfile(last / name, folder / name)
+    text = (last / CONFIG_FILE).read_text(encoding="utf-8")
+    for run in made:
+        text = text.replace(f"--model {run}", f"--model {folder.name}")
+    write_text(folder / CONFIG_FILE, text)
+    if folder.name != MODEL:  # Whose licence is there, and whose card is MODEL_CARD.md.
+        shutil.copyfile(WEIGHTS / MODEL / "LICENSE", folder / "LICENSE")
         write_text(folder / "README.md", write_card(read_config(folder), folder.name))
 
 
-def document(model: WorldModelConfig, twin: WorldModelConfig) -> None:
+def document(model: WorldModelConfig, twin: WorldModelConfig | None) -> None:
     """Write scores and training into the marked places of README.md and MODEL_CARD.md."""
-    places = {"scores": scores(model, twin), "training": training(model)}
+    places = {"scores": scores(model, twin), "training": training(model), "parts": parts(model)}
     for name in ("README.md", "MODEL_CARD.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         for place, content in places.items():
@@ -123,7 +176,7 @@ def document(model: WorldModelConfig, twin: WorldModelConfig) -> None:
         write_text(ROOT / name, text)
 
 
-def scores(model: WorldModelConfig, twin: WorldModelConfig) -> str:
+def scores(model: WorldModelConfig, twin: WorldModelConfig | None) -> str:
     """The table of scores, and the commands that give them."""
     apply, undo, knn = (model.metrics[name] for name in (APPLY, UNDO, KNN))
     lines = ["| | MRR | hits@1 | hits@5 | hits@10 |", "|---|---|---|---|---|"]
@@ -139,17 +192,54 @@ def scores(model: WorldModelConfig, twin: WorldModelConfig) -> str:
             lines.append(_row(f"{word}, {'jitter alone' if kind == 'jitter' else kind}", values))
         for kind, values in report["baselines"].items():
             lines.append(_row(f"{word}, baseline: {baselines[kind]}", values))
-        other = twin.metrics[APPLY if word == "apply" else UNDO]
-        lines.append(_row(f"{word}, baseline: the invariant twin", other["overall"]))
-    other_knn = twin.metrics[KNN]
+        if twin is not None:
+            other = twin.metrics[APPLY if word == "apply" else UNDO]
+            lines.append(_row(f"{word}, baseline: the invariant twin", other["overall"]))
+    others = [f"the same encoder at random weights {knn['random_encoder']:.1%}"]
+    if twin is not None:
+        others.insert(0, f"the invariant twin {twin.metrics[KNN]['accuracy']:.1%}")
     return "\n".join(
         [
             *lines, "", "```", apply["command"], undo["command"], "```", "",
-            "What pooled latents know without training, 20-nearest-neighbour accuracy on imagenette (ten classes):",
-            f"{knn['accuracy']:.1%}; the invariant twin's {other_knn['accuracy']:.1%}; the same encoder at random weights",
-            f"{knn['random_encoder']:.1%}.", "", "```", knn["command"], "```",
+            "What its pooled latents know without training, 20-nearest-neighbour accuracy on imagenette (ten classes):",
+            f"{knn['accuracy']:.1%}, {', '.join(others)}.", "", "```", knn["command"], "```",
         ]
     )  # fmt: skip
+
+
+def parts(model: WorldModelConfig) -> str:
+    """What comes with the weights: tasks and the decoder, their scores and commands."""
+    lines = []
+    for name, adapter in model.adapters.items():
+        lines += ["| task | classes | accuracy | photographs |", "|---|---|---|---|"]
+        commands = []
+        for task, described in adapter.tasks.items():
+            values = adapter.metrics[task]
+            lines.append(
+                f"| {task} | {len(described.labels)} | {values['accuracy']:.1%} | {values['images']} |"
+            )
+            commands.append(values["command"])
+        size = (WEIGHTS / MODEL / task_file(name)).stat().st_size / 1e6
+        lines += [
+            "", f"One adapter of {size:.1f} MB, on the frozen encoder. Its best weights were chosen on these photographs.",
+            "", "```", adapter.recipe["command"], *commands, "```", "",
+        ]  # fmt: skip
+    if model.decoder is not None:
+        values = model.metrics[DECODED]
+        lines += ["| decoded, against the photograph itself or transformed | PSNR | SSIM |", "|---|---|---|"]
+        for kind, words in {
+            "encoded": "encoded",
+            "predicted": "encoded and acted on",
+            "transformed": "transformed, then encoded",
+            "untouched": "baseline: encoded, not acted on",
+        }.items():
+            lines.append(f"| {words} | {values[kind]['psnr']:.2f} dB | {values[kind]['ssim']:.3f} |")
+        size = (WEIGHTS / MODEL / DECODER_FILE).stat().st_size / 1e6
+        lines += [
+            "", f"A decoder of {size:.1f} MB, trained on the frozen encoder.",
+            "", "```", model.decoder.recipe["command"], values["command"], "```", "",
+        ]  # fmt: skip
+    return "\n".join(lines).strip()
 
 
 def training(model: WorldModelConfig) -> str:
