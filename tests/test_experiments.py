@@ -9,6 +9,8 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
+from adapter_parts import classification, make_model
 from labelled_files import write_class_folder, write_segmentation_folder
 
 import iwm
@@ -104,6 +106,61 @@ def test_only_weights_that_are_better_everywhere_pass(embedded):
     metrics[embedded.APPLY]["overall"]["mrr"] += 0.1
     metrics[embedded.KNN]["accuracy"] += 0.01
     assert embedded.compare(old, old.replace(metrics=metrics)) == ["undo-MRR", "undo-MRR, jitter alone"]
+
+
+def test_what_is_installed_loads_under_its_name_and_nothing_stale_stays(
+    embedded, tiny_config, tmp_path, monkeypatch
+):
+    """A folder with an adapter; then one without: its file is gone."""
+    monkeypatch.setattr(embedded, "WEIGHTS", tmp_path / "weights")
+    (tmp_path / "weights" / "iwm-tiny").mkdir(parents=True)
+    (tmp_path / "weights" / "iwm-tiny" / "LICENSE").write_text("terms")
+    base, tasks = tmp_path / "runs" / "iwm-tiny", tmp_path / "runs" / "tasks"
+    metrics = {
+        "mrr": {"command": f"iwm eval mrr --model {base} --data d"},
+        "pets": {"command": f"iwm eval finetune --model {tasks} --task pets --data d"},
+    }
+    model = make_model(
+        tiny_config().replace(metrics=metrics), pets={"tasks": {"pets": classification()}, "reads": "encoder"}
+    )
+    model.save_pretrained(tasks)
+    make_model(tiny_config()).save_pretrained(base)
+    installed = tmp_path / "weights" / "iwm-tiny"
+    embedded.install([base, tasks], installed)
+    loaded = iwm.load(installed, task="pets")
+    assert [m["command"].split()[4] for m in loaded.config.metrics.values()] == ["iwm-tiny"] * 2
+    assert len(loaded.classify(torch.rand(3, 32, 32), topk=2).labels[0]) == 2
+    embedded.install([base], installed)
+    assert sorted(path.name for path in installed.iterdir()) == [
+        "LICENSE",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert not iwm.load(installed).config.adapters
+    embedded.install([base], tmp_path / "weights" / "iwm-tiny-inv")
+    assert (tmp_path / "weights" / "iwm-tiny-inv" / "LICENSE").read_text() == "terms"
+
+
+def test_parts_that_hang_on_the_weights_are_made_once_each_from_the_last(embedded, tmp_path, monkeypatch):
+    asked = []
+
+    def call(*words):
+        asked.append(words)
+        out = Path(words[words.index("--out") + 1]) if "--out" in words else None
+        if words[0] == "finetune":
+            out.mkdir()
+            (out / "result.json").write_text("{}")
+
+    monkeypatch.setattr(embedded, "call", call)
+    base = tmp_path / "iwm-tiny"
+    tasks = embedded.learn_tasks(base, tmp_path / "tasks")
+    assert embedded.learn_tasks(base, tmp_path / "tasks") == tasks
+    embedded.learn_to_decode(tasks, tmp_path / "decoder")
+    assert [words[:3] for words in asked] == [
+        ("finetune", "--model", str(base)),
+        ("pretrain-decoder", "--model", str(tasks)),
+        ("eval", "decoder", "--model"),
+    ]
 
 
 @pytest.fixture(scope="module")
