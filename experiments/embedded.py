@@ -8,7 +8,7 @@ beside those of the weights in the package, and stops there if the new ones are 
 measure (`--force` goes on). What hangs on the weights comes next: an adapter for three tasks, a
 decoder, the invariant twin. Then it replaces all of them in the package, writes the scores into
 README.md and MODEL_CARD.md and makes the demo's picture again. Every command is printed; what is
-done already is not done again. `--without twin` leaves a part out, of the package too: nothing
+done already is not done again. `--without decoder` leaves a part out, of the package too: nothing
 that belongs to other weights stays behind.
 """
 
@@ -21,7 +21,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from iwm.zoo import WEIGHTS
 
 ROOT = Path(iwm.__file__).parents[1]
 MODEL, TWIN = "iwm-tiny", "iwm-tiny-inv"
-PARTS = ("tasks", "decoder", "twin")
+PARTS = ("tasks", "decoder", TWIN)
 DATA = ("imagenette/train", "caltech101/train", "clothing/train", "photos")
 TASKS = ("imagenette", "caltech101", "clothing")
 LICENSE = "research only (trained on ImageNet photographs)"
@@ -58,21 +57,20 @@ def main() -> None:
         return
     if worse and not same and not options.force:
         sys.exit(f"Not better on every measure ({', '.join(worse)}): nothing was replaced.")
-    made = [base]
-    if "tasks" not in options.without:
-        made.append(learn_tasks(base, options.runs / "tasks"))
-    if "decoder" not in options.without:
-        made.append(learn_to_decode(made[-1], options.runs / "decoder"))
-    twin = None
-    if "twin" not in options.without:
-        train(TWIN, options.runs / TWIN)
-        measure(options.runs / TWIN)
-        install([options.runs / TWIN], WEIGHTS / TWIN)
-        twin = read_config(WEIGHTS / TWIN)
+    tasks, decoder, twin = (None if part in options.without else options.runs / part for part in PARTS)
+    if tasks:
+        learn_tasks(base, tasks)
+    if decoder:
+        learn_to_decode(base, decoder)
+    if twin:
+        train(TWIN, twin)
+        measure(twin)
+    install(base, shipped, tasks, decoder)
+    if twin:
+        install(twin, WEIGHTS / TWIN)
     elif (WEIGHTS / TWIN).is_dir():
         shutil.rmtree(WEIGHTS / TWIN)
-    install(made, shipped)
-    document(read_config(shipped), twin)
+    document(read_config(shipped), read_config(WEIGHTS / TWIN) if twin else None)
     call("demo", "--out", str(ROOT / "docs" / "demo.png"))
 
 
@@ -96,22 +94,20 @@ def measure(run: Path) -> None:
         call("eval", "knn", *model, "--train", "imagenette/train", "--val", "imagenette/val")
 
 
-def learn_tasks(model: Path, run: Path) -> Path:
-    """An adapter for all tasks at once [section 5.2]; its folder, which holds the model too."""
+def learn_tasks(model: Path, run: Path) -> None:
+    """An adapter for all tasks at once [section 5.2]."""
     if not (run / "result.json").is_file():
         folders = [word for name in TASKS for word in ("--data", name)]
         call("finetune", "--model", str(model), *folders, "--out", str(run), "--license", LICENSE)
-    return run
 
 
-def learn_to_decode(model: Path, run: Path) -> Path:
-    """A decoder; its folder, which holds the model and its adapters too."""
+def learn_to_decode(model: Path, run: Path) -> None:
+    """A decoder, and what it gets back of photographs it was not trained on."""
     known = read_config(run).metrics if (run / CONFIG_FILE).is_file() else {}
     if DECODED not in known:
         folders = [word for folder in DATA for word in ("--data", folder)]
         call("pretrain-decoder", "--model", str(model), *folders, "--out", str(run), "--license", LICENSE)
         call("eval", "decoder", "--model", str(run), "--data", "imagenette/val", "--record")
-    return run
 
 
 def call(*words: str) -> None:
@@ -140,24 +136,30 @@ def compare(old: WorldModelConfig, new: WorldModelConfig) -> list[str]:
     return [name for name, value in after.items() if value <= before[name]]
 
 
-def install(made: Sequence[Path], folder: Path) -> None:
-    """Copy the last of some folders, each made from the one before, into the package.
+def install(model: Path, folder: Path, tasks: Path | None = None, decoder: Path | None = None) -> None:
+    """Copy a model into the package, with the adapter and the decoder that other runs made for it.
 
     Commands are about the name that the model has there. Files of parts that are not there any
     more are removed.
     """
-    last = made[-1]
-    config = read_config(last)
-    files = [WEIGHTS_FILE, *map(task_file, config.adapters), *([DECODER_FILE] if config.decoder else [])]
+    config, files = read_config(model), {WEIGHTS_FILE: model}
+    if tasks:
+        config = config.replace(adapters=read_config(tasks).adapters)
+        files |= dict.fromkeys(map(task_file, config.adapters), tasks)
+    if decoder:
+        made = read_config(decoder)
+        config = config.replace(decoder=made.decoder, metrics=config.metrics | made.metrics)
+        files[DECODER_FILE] = decoder
     folder.mkdir(exist_ok=True)
-    for stale in set(folder.glob("*.safetensors")) - {folder / name for name in files}:
-        stale.unlink()
-    for name in files:
-        shutil.copyfile(last / name, folder / name)
-    text = (last / CONFIG_FILE).read_text(encoding="utf-8")
-    for run in made:
-        text = text.replace(f"--model {run}", f"--model {folder.name}")
+    for name, run in files.items():
+        shutil.copyfile(run / name, folder / name)
+    text = config.to_json()
+    for run in {model, *files.values()}:
+        text = text.replace(f"--model {run} ", f"--model {folder.name} ")
     write_text(folder / CONFIG_FILE, text)
+    for file in folder.glob("*.safetensors"):
+        if file.name not in files:
+            file.unlink()
     if folder.name != MODEL:  # Whose licence is there, and whose card is MODEL_CARD.md.
         shutil.copyfile(WEIGHTS / MODEL / "LICENSE", folder / "LICENSE")
         write_text(folder / "README.md", write_card(read_config(folder), folder.name))
