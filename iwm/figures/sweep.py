@@ -57,13 +57,13 @@ class Sweep:
 
     @property
     def error(self) -> float:
-        """Mean absolute difference between values asked for and found."""
-        return float(np.abs(np.subtract(self.found, self.asked)).mean())
+        """Mean absolute difference between values asked for and found; of hues, the way around."""
+        return self._difference(self.found)
 
     @property
     def blind_error(self) -> float:
         """The same, for a model whose prediction is its input."""
-        return float(np.abs(np.subtract(self.blind, self.asked)).mean())
+        return self._difference([self.blind] * len(self.asked))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the pixels."""
@@ -72,6 +72,10 @@ class Sweep:
             "found": self.found, "distances": self.distances, "error": self.error,
             "blind_error": self.blind_error,
         }  # fmt: skip
+
+    def _difference(self, values: list[float]) -> float:
+        apart = np.abs(np.subtract(values, self.asked))
+        return float((np.minimum(apart, 1 - apart) if self.parameter == "hue" else apart).mean())
 
 
 def check_sweep(
