@@ -19,8 +19,7 @@ from iwm.bank import Bank
 from iwm.demo import Pixels
 from iwm.encoder import normalize_tokens
 from iwm.errors import InvalidConfigError
-from iwm.evaluation.mrr import draw_views
-from iwm.figures.retrieval import target_distribution
+from iwm.evaluation.mrr import Distribution, draw_views
 from iwm.images import ImageLike
 from iwm.world_model import WorldModel
 
@@ -68,15 +67,17 @@ class Marginal:
 
 @torch.no_grad()
 def marginalise(
-    model: WorldModel, image: ImageLike, actions: int = 256, *, shown: int = 7, seed: int = 0, index: int = 0
-) -> Marginal:
+    model: WorldModel, image: ImageLike, actions: int = 256, *, distribution: Distribution = "jitter",
+    shown: int = 7, seed: int = 0, index: int = 0,
+) -> Marginal:  # fmt: skip
     """Average predictions under random actions and look the mean up.
 
     Args:
         model: what predicts.
         image: one photograph.
-        actions: N, drawn as training draws its targets, but always with jitter, so that no view
-            equals the untouched photograph.
+        actions: N, always with jitter, so that no view equals the untouched photograph.
+        distribution: what they are drawn from: `jitter`, like the targets of the paper's training, or
+            `full`, with grayscale, blur and solarize.
         shown: views, and nearest entries, to return.
         seed, index: of the draws, and of the photograph.
 
@@ -85,7 +86,7 @@ def marginalise(
     """
     if not 1 <= shown <= actions:
         raise InvalidConfigError(f"{actions} actions; the picture shows {shown} of them.")
-    drawn = draw_views(model, actions, distribution=target_distribution(model), seed=seed, index=index)
+    drawn = draw_views(model, actions, distribution=distribution, seed=seed, index=index)
     photometries = [CLEAN] + [Photometry.from_params(row) for row in drawn]
     views = [Action.between(CLEAN, photometry) for photometry in photometries]
     pixels = model.preprocess.one(image)
@@ -96,7 +97,9 @@ def marginalise(
     counts = [1 << power for power in range(actions.bit_length()) if 1 << power < actions] + [actions]
     chosen = torch.tensor(counts, device=sums.device)
     means = normalize_tokens((sums[chosen - 1] / chosen[:, None, None]).float())
-    from_clean = Bank.from_latents(clean).search(dataclasses.replace(clean, tokens=means), k=1).distances[:, 0]
+    from_clean = (
+        Bank.from_latents(clean).search(dataclasses.replace(clean, tokens=means), k=1).distances[:, 0]
+    )
     hits = bank.search(dataclasses.replace(clean, tokens=means[-1:]), k=len(bank))
     ranking = [int(i) for i in hits.ids[0]]
     pictures = [view.apply(pixels) for view in views]

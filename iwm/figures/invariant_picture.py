@@ -22,7 +22,7 @@ from iwm.figures.picture import (
     check_picture,
 )
 
-_WORDS, _CAPTION, _BETWEEN = 1.25, 0.17, 0.14
+_WORDS, _CAPTION, _BETWEEN = 1.4, 0.17, 0.14
 _LARGEST = 1.0
 _CURVE = (3.4, 1.7)
 _UNDER_CURVE = 0.45
@@ -53,16 +53,19 @@ def save_marginals(
     width = max(_WORDS + columns * (side + GAP) - GAP + MARGIN, WIDTH if curve else 0.0)
     sheet = Sheet(width, 2 * MARGIN + len(marginals) * block - _BETWEEN + below)
     for number, item in enumerate(marginals):
-        _draw(sheet, item, MARGIN + number * block, side)
+        name = f"photograph {number + 1}" if len(marginals) > 1 else ""
+        _draw(sheet, item, name, MARGIN + number * block, side)
     if curve:
         _plot(sheet, marginals, MARGIN + len(marginals) * block)
     sheet.save(path, dpi)
 
 
-def _draw(sheet: Sheet, item: Marginal, top: float, side: float) -> None:
+def _draw(sheet: Sheet, item: Marginal, name: str, top: float, side: float) -> None:
+    if name:
+        sheet.text(_WORDS - 0.1, top + 0.02, name, size=LABEL, across="right", down="top", bold=True)
     second = top + side + _CAPTION
     predictions = item.bank_size - 1
-    _label(sheet, top + side / 2, "some of the views", f"pixels change by {item.mean_change:.2f}")
+    _label(sheet, top + side / 2, "some of the views", f"mean change {item.mean_change:.2f}")
     _label(
         sheet, second + side / 2, f"nearest to the mean\nof {predictions} predictions",
         f"untouched: rank {item.rank} of {item.bank_size}",

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.demo import Retrieval
-from iwm.errors import InvalidConfigError, nearest
-from iwm.evaluation.mrr import Distribution, draw_views
+from iwm.errors import InvalidConfigError
+from iwm.evaluation.mrr import Distribution, Protocol, check_protocol, draw_views
 from iwm.world_model import WorldModel
-
-Protocol = Literal["apply", "undo", "transfer"]
-PROTOCOLS = ("apply", "undo", "transfer")
 
 NAMED: dict[str, Action] = {
     "darker": Action(brightness=0.6),
@@ -52,17 +49,14 @@ def random_actions(
     Raises:
         InvalidConfigError: an unknown protocol, or no rows.
     """
-    if protocol not in PROTOCOLS:
-        raise InvalidConfigError(f'No protocol is called "{protocol}".{nearest(protocol, PROTOCOLS)}')
+    check_protocol(protocol)
     if rows < 1:
         raise InvalidConfigError(f"{rows} random actions; ask for at least 1.")
     starts = _views(model, rows, "full", seed, _APART)
     ends = _views(model, rows, target_distribution(model), seed, _APART + 1)
     named: dict[str, Action] = {}
     for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
-        action = Action.between(
-            CLEAN if protocol == "apply" else start, CLEAN if protocol == "undo" else end
-        )
+        action = Action.between(CLEAN if protocol == "apply" else start, CLEAN if protocol == "undo" else end)
         named[f"{number}. {_in_short(action.source)}\nto {_in_short(action.target)}"] = action
     return named
 
@@ -83,9 +77,7 @@ def retrievals_to_dict(retrievals: Sequence[Retrieval]) -> list[dict[str, Any]]:
             "bank_size": item.bank_size,
             "found": [
                 {"photometry": dataclasses.asdict(view), "distance": distance, "right": right}
-                for view, distance, right in zip(
-                    item.photometries, item.distances, item.right, strict=True
-                )
+                for view, distance, right in zip(item.photometries, item.distances, item.right, strict=True)
             ],
         }
         for item in retrievals
@@ -103,5 +95,7 @@ def _in_short(view: Photometry) -> str:
     """A view's operations without their strengths: there is no room for seven numbers."""
     if view.is_clean:
         return "untouched"
-    words = ["jitter"] + ["gray"] * view.grayscale + ["blur"] * (view.blur > 0) + ["solarized"] * view.solarize
+    words = (
+        ["jitter"] + ["gray"] * view.grayscale + ["blur"] * (view.blur > 0) + ["solarized"] * view.solarize
+    )
     return ", ".join(words)

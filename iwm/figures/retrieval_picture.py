@@ -11,9 +11,7 @@ from iwm.figures.picture import CAPTION, GAP, INK, LABEL, MARGIN, RIGHT, WRONG, 
 _SIDE, _WORDS, _HEAD = 0.86, 1.4, 0.2
 
 
-def save_retrievals(
-    retrievals: Sequence[Retrieval], path: str | os.PathLike[str], *, dpi: int = 150
-) -> None:
+def save_retrievals(retrievals: Sequence[Retrieval], path: str | os.PathLike[str], *, dpi: int = 150) -> None:
     """Write one row per action: source, view asked for, the nearest retrieved.
 
     Right retrievals are framed green and marked with a check, wrong ones red with a cross.
@@ -51,7 +49,5 @@ def save_retrievals(
             sheet.photograph(left, top, _SIDE, pixels, frame)
             if head:
                 size = LABEL if frame is None else CAPTION
-                sheet.text(
-                    left + _SIDE / 2, top - 0.04, head, size=size, colour=frame or INK, down="bottom"
-                )
+                sheet.text(left + _SIDE / 2, top - 0.04, head, size=size, colour=frame or INK, down="bottom")
     sheet.save(path, dpi)

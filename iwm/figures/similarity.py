@@ -26,8 +26,8 @@ from iwm.images import ImageLike
 from iwm.photometry import transform
 from iwm.world_model import WorldModel
 
-Compared = Literal["pooled", "tokens"]
-COMPARED = ("pooled", "tokens")
+Compared = Literal["tokens", "pooled"]
+COMPARED = ("tokens", "pooled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,19 @@ class Similarity:
         pairs = self.matrix[~self._same()]
         return (float(pairs.mean()), float(pairs.std())) if pairs.size else None
 
+    @property
+    def what(self) -> str:
+        """What was compared, in words."""
+        return "views undone" if self.undone else "views as encoded"
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """What the eye should see, in numbers: mean and standard deviation of similarities."""
+        lines = [f"same photo {_spread(self.within)}"]
+        if self.between is not None:
+            lines.append(f"other photos {_spread(self.between)}")
+        return tuple(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -71,7 +84,7 @@ class Similarity:
 
     def _same(self) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
         photograph = np.repeat(np.arange(self.photographs), self.views)
-        return photograph[:, None] == photograph[None, :]
+        return np.equal.outer(photograph, photograph)
 
 
 def draw_augmentations(model: WorldModel, photographs: int, views: int = 16, *, seed: int = 0) -> Tensor:
@@ -93,20 +106,26 @@ def draw_augmentations(model: WorldModel, photographs: int, views: int = 16, *, 
     return torch.stack([draw_views(model, views, seed=seed, index=i) for i in range(photographs)])
 
 
+def check_compared(compare: str) -> None:
+    """Raise `InvalidConfigError` unless this can be compared."""
+    if compare not in COMPARED:
+        raise InvalidConfigError(f'Cannot compare "{compare}".{nearest(compare, COMPARED)}')
+
+
 @torch.no_grad()
 def similarity(
     model: WorldModel,
     images: Sequence[ImageLike],
     params: Tensor,
     *,
-    compare: Compared = "pooled",
+    compare: Compared = "tokens",
     undo: bool = False,
 ) -> Similarity:
     """Cosine similarity between the latents of all views of all photographs.
 
-    The paper does not say of what it takes similarities. `pooled` latents are centred on their mean
-    over all views, without which their common part makes everything alike; `tokens` compares all patch
-    tokens in place, as retrieval does.
+    The paper does not say of what it takes similarities. `tokens` compares all patch tokens in place, as
+    retrieval does; `pooled` latents are centred on their mean over all views, without which their common
+    part makes everything alike.
 
     Args:
         model: what encodes, and undoes.
@@ -118,8 +137,7 @@ def similarity(
     Raises:
         InvalidConfigError: an unknown `compare`.
     """
-    if compare not in COMPARED:
-        raise InvalidConfigError(f'Nothing to compare is called "{compare}".{nearest(compare, COMPARED)}')
+    check_compared(compare)
     rows = []
     for image, views in zip(images, params, strict=True):
         pixels = model.preprocess.one(image).expand(len(views), -1, -1, -1)
@@ -140,3 +158,7 @@ def similarity(
         views=params.shape[1],
         matrix=(vectors @ vectors.T).float().cpu().numpy(),
     )
+
+
+def _spread(numbers: tuple[float, float]) -> str:
+    return f"{numbers[0]:.2f} ± {numbers[1]:.2f}"

@@ -10,7 +10,7 @@ from iwm.errors import InvalidConfigError
 from iwm.figures.picture import CAPTION, MARGIN, SOFT, TITLE, WIDTH, Sheet, check_picture
 from iwm.figures.similarity import Similarity
 
-_BAR, _TITLE, _UNDER, _APART = 0.62, 0.4, 0.36, 0.12
+_BAR, _TITLE, _UNDER, _APART = 0.74, 0.4, 0.36, 0.12
 _LARGEST, _SMALLEST, _THUMBNAIL = 2.6, 1.2, 0.5
 
 
@@ -54,22 +54,9 @@ def save_similarities(
         axes.set_yticks([])
         middle = left + side / 2
         sheet.text(middle, top - 0.19, panel.model, size=TITLE, down="bottom", bold=True)
-        what = "views, undone by the world model" if panel.undone else "views, as encoded"
-        sheet.text(middle, top - 0.05, what, size=CAPTION, down="bottom")
-        for line, words in enumerate(_summary(panel)):
+        sheet.text(middle, top - 0.05, panel.what, size=CAPTION, down="bottom")
+        for line, words in enumerate(panel.summary):
             sheet.text(middle, top + side + 0.09 + 0.13 * line, words, size=CAPTION, colour=SOFT)
         left += side + _APART
     sheet.colour_bar(shown, left - _APART + 0.08, top, side, "cosine similarity")
     sheet.save(path, dpi)
-
-
-def _summary(panel: Similarity) -> list[str]:
-    """What the eye should see, in numbers."""
-    lines = [f"same photograph {_spread(panel.within)}"]
-    if panel.between is not None:
-        lines.append(f"different photographs {_spread(panel.between)}")
-    return lines
-
-
-def _spread(numbers: tuple[float, float]) -> str:
-    return f"{numbers[0]:.2f} ± {numbers[1]:.2f}".replace("-", "−")

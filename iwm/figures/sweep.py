@@ -79,7 +79,11 @@ class Sweep:
 
 
 def check_sweep(
-    parameter: str, start: float | None = None, stop: float | None = None, steps: int = 7, bank_size: int = 256
+    parameter: str,
+    start: float | None = None,
+    stop: float | None = None,
+    steps: int = 7,
+    bank_size: int = 256,
 ) -> None:
     """Raise what `sweep` would raise about these, before the work is done.
 

@@ -70,5 +70,5 @@ def _draw(sheet: Sheet, item: Sweep, top: float, side: float) -> None:
 
 def _value(parameter: str, value: float) -> str:
     if parameter == "hue":
-        return f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
-    return f"{value:.2f}" if parameter == "blur" else f"×{value:.2f}"
+        return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}") if abs(value) >= 0.005 else "0"
+    return f"{value:.2f}" if parameter == "blur" else f"\N{MULTIPLICATION SIGN}{value:.2f}"
