@@ -49,7 +49,7 @@ def save_similarities(
     low = min(float(panel.matrix.min()) for panel in panels)
     for panel in panels:
         axes = sheet.axes(left, top, side, side)
-        shown = axes.imshow(panel.matrix, cmap="viridis", vmin=low, vmax=1.0, interpolation="none")
+        shown = axes.imshow(panel.matrix, cmap="viridis", vmin=low, vmax=1.0, interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
         middle = left + side / 2
