@@ -26,9 +26,7 @@ def make(places=3, rank=2):
 
 @pytest.mark.parametrize("distribution", ["jitter", "full"])
 def test_numbers_are_what_a_plain_computation_finds(acting_model, images, distribution):
-    result = marginalise(
-        acting_model, images[0], 10, distribution=distribution, shown=4, seed=3, index=2
-    )
+    result = marginalise(acting_model, images[0], 10, distribution=distribution, shown=4, seed=3, index=2)
     pixels = acting_model.preprocess.one(images[0])
     drawn = draw_views(acting_model, 10, distribution=distribution, seed=3, index=2)
     photometries = [Photometry.from_params(row) for row in drawn]
@@ -56,9 +54,7 @@ def test_numbers_are_what_a_plain_computation_finds(acting_model, images, distri
 
 
 def test_a_model_that_ignores_actions_finds_the_same_after_any_number(acting_model, images, monkeypatch):
-    monkeypatch.setattr(
-        WorldModel, "apply_action", lambda self, latent, actions: latent[[0] * len(actions)]
-    )
+    monkeypatch.setattr(WorldModel, "apply_action", lambda self, latent, actions: latent[[0] * len(actions)])
     result = marginalise(acting_model, images[1], 9, shown=2)
     assert result.rank == 1
     assert result.photometries[0] == CLEAN
