@@ -55,6 +55,7 @@ class Sheet:
         from matplotlib.figure import Figure
 
         self.width, self.height = width, height
+        self._photographs: list[Any] = []
         self._figure = Figure(figsize=(width, height))
         FigureCanvasAgg(self._figure)
 
@@ -72,8 +73,8 @@ class Sheet:
     ) -> None:
         """A photograph `[3, H, W]`; a coloured frame is thick, none is a thin gray one."""
         axes = self.axes(left, top, side, side)
-        # "none" embeds the very pixels in a PDF; anything else resamples them.
-        axes.imshow(pixels.transpose(1, 2, 0).clip(0.0, 1.0), interpolation="none", aspect="auto")
+        image = axes.imshow(pixels.transpose(1, 2, 0).clip(0.0, 1.0), aspect="auto")
+        self._photographs.append(image)
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():
@@ -109,6 +110,9 @@ class Sheet:
 
         check_picture(path)
         kind = _kind(path)
+        for image in self._photographs:
+            # "none" embeds the very pixels in a PDF; in a PNG it would drop some where there is no room.
+            image.set_interpolation("antialiased" if kind == "png" else "none")
         with atomic_write(Path(path)) as temporary, matplotlib.rc_context(_SAVING):
             self._figure.savefig(temporary, format=kind, dpi=dpi, metadata=_UNDATED.get(kind))
 
