@@ -7,7 +7,7 @@ latent of a photograph, and the nearest entry is looked up in a bank of transfor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -47,12 +47,14 @@ class Retrieval:
     Attributes:
         name: what to call the action.
         action: the action.
-        source: the photograph as the model sees it, `[3, S, S]` array in [0, 1].
+        source: the view that is acted on, as the model sees it, `[3, S, S]` array in [0, 1].
         asked: the true view.
         found: the nearest views of the bank, nearest first.
         right: for each of them, whether it is the view asked for.
         rank: rank of the view asked for in the bank, from 1.
         bank_size: views in the bank.
+        photometries: of `found`.
+        distances: of `found` to the prediction.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Retrieval:
     right: list[bool]
     rank: int
     bank_size: int
+    photometries: list[Photometry] = field(default_factory=list)
+    distances: list[float] = field(default_factory=list)
 
 
 def photographs() -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
@@ -90,50 +94,66 @@ def retrieve(
 ) -> Iterator[Retrieval]:
     """Apply each action to a photograph in latent space and look the prediction up.
 
-    Photographs take turns. The bank of each holds the views of all `actions` and random ones,
-    drawn as for `iwm.evaluation.mrr`.
+    Photographs take turns. The bank of each holds the views that all `actions` lead to, those that
+    they start from where these are not clean, and random ones, drawn as for `iwm.evaluation.mrr`.
 
     Args:
         model: the world model.
         images: photographs, at least one.
-        actions: by name, from a clean source; `ACTIONS` by default.
-        bank_size: views in a bank, at least as many as actions.
+        actions: by name; `ACTIONS` by default.
+        bank_size: views in a bank, at least as many as those of the actions.
         seed: of the random views.
 
     Raises:
         InvalidConfigError: no images, or a bank that is too small.
     """
     actions = ACTIONS if actions is None else actions
-    least = max(len(actions), NEAREST)
+    own = _own_views(actions)
+    least = max(len(own), NEAREST)
     if bank_size < least:
         raise InvalidConfigError(f"bank_size is {bank_size}; the demo needs at least {least}.")
     if not images:
         raise InvalidConfigError("The demo needs at least one photograph.")
-    return _retrieve(model, images, actions, bank_size, seed)
+    return _retrieve(model, images, actions, own, bank_size, seed)
+
+
+def _own_views(actions: dict[str, Action]) -> list[Photometry]:
+    """Where the actions lead, then the transformed views they start from; every view once."""
+    starts = (action.source for action in actions.values() if not action.source.is_clean)
+    return list(dict.fromkeys([*(action.target for action in actions.values()), *starts]))
 
 
 def _retrieve(
-    model: WorldModel, images: Sequence[ImageLike], actions: dict[str, Action], bank_size: int, seed: int
+    model: WorldModel,
+    images: Sequence[ImageLike],
+    actions: dict[str, Action],
+    own: list[Photometry],
+    bank_size: int,
+    seed: int,
 ) -> Iterator[Retrieval]:
-    asked = list(actions.values())
     prepared: dict[int, tuple[Tensor, list[Action], Bank]] = {}
     for row, (name, action) in enumerate(actions.items()):
         turn = row % len(images)
         if turn not in prepared:
             pixels = model.preprocess.one(images[turn])
-            params = draw_views(model, bank_size - len(asked), seed=seed, index=turn)
-            views = asked + [Action.between(CLEAN, Photometry.from_params(p)) for p in params]
+            params = draw_views(model, bank_size - len(own), seed=seed, index=turn)
+            photometries = own + [Photometry.from_params(p) for p in params]
+            views = [Action.between(CLEAN, photometry) for photometry in photometries]
             prepared[turn] = pixels, views, Bank.from_views(model, pixels, views)
         pixels, views, bank = prepared[turn]
-        ranking = bank.search(model.predict(pixels, action), k=bank_size).ids[0]
-        nearest = [int(i) for i in ranking[:NEAREST]]
+        source = Action.between(CLEAN, action.source).apply(pixels)
+        hits = bank.search(model.predict(source, action), k=bank_size)
+        ranking = [int(i) for i in hits.ids[0]]
+        nearest, asked = ranking[:NEAREST], own.index(action.target)
         yield Retrieval(
             name=name,
             action=action,
-            source=pixels.numpy(),
-            asked=action.apply(pixels).numpy(),
+            source=source.numpy(),
+            asked=views[asked].apply(pixels).numpy(),
             found=[views[i].apply(pixels).numpy() for i in nearest],
-            right=[i == row for i in nearest],
-            rank=ranking.index(row) + 1,
+            right=[i == asked for i in nearest],
+            rank=ranking.index(asked) + 1,
             bank_size=bank_size,
+            photometries=[views[i].target for i in nearest],
+            distances=hits.distances[0, :NEAREST].tolist(),
         )

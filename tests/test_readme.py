@@ -34,7 +34,7 @@ def test_commands_have_the_options_that_are_shown(line):
     words = line.split("#")[0].split()[1:]
     while words and not words[-1].isidentifier():
         words.pop()
-    command = words[: 2 if words[0] == "eval" else 1]
+    command = words[: 2 if words[0] in ("eval", "figure") else 1]
     shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
     for option in re.findall(r"(?<= )--?[a-z-]+", line.split("#")[0]):
@@ -67,7 +67,9 @@ def test_numbers_are_those_recorded_with_the_weights(document):
     assert f"{knn['random_encoder']:.1%}" in text
 
 
-@pytest.mark.parametrize("document", ["README.md", "MODEL_CARD.md", "docs/RESULTS.md", "docs/RETRIEVAL.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "MODEL_CARD.md", "docs/FIGURES.md", "docs/RESULTS.md", "docs/RETRIEVAL.md"]
+)
 def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

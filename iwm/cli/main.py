@@ -19,6 +19,7 @@ from iwm.cli import (
     evaluate,
     evaluate_tasks,
     export,
+    figure,
     finetune,
     index,
     models,
@@ -44,6 +45,13 @@ evaluations = typer.Typer(
     rich_markup_mode="rich",
     help="Measure a model.",
     epilog="Example: [bold]iwm eval mrr --data photos/ --images 20[/bold]",
+)
+
+figures = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Draw the paper's figures, of any model and any photographs.",
+    epilog="Example: [bold]iwm figure retrieval cat.jpg dog.jpg --out figure1.pdf[/bold]",
 )
 
 
@@ -112,9 +120,24 @@ _add(
     "iwm eval finetune --model run --data imagenette/val",
 )
 _add(evaluations, "segment", evaluate_tasks.segment_command, "iwm eval segment --model run --data camvid/val")
+_add(figures, "retrieval", figure.retrieval_command, "iwm figure retrieval cat.jpg dog.jpg --out figure1.pdf")
+_add(
+    figures,
+    "sweep",
+    figure.sweep_command,
+    "iwm figure sweep cat.jpg --parameter hue --from -0.2 --to 0.2 --steps 7 --out hue.pdf",
+)
+_add(
+    figures,
+    "similarity",
+    figure.similarity_command,
+    "iwm figure similarity photos/ --model run --against run-inv --undo --out similarity.pdf",
+)
+_add(figures, "invariant", figure.invariant_command, "iwm figure invariant cat.jpg --curve --out mean.pdf")
 _add(app, "export", export.export_command, "iwm export --out served --format openvino --precision int8")
 _add(app, "push", push.push_command, "iwm push run/ org/name --private")
 app.add_typer(evaluations, name="eval")
+app.add_typer(figures, name="figure")
 
 
 def main() -> None:

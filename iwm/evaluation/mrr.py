@@ -101,12 +101,8 @@ def mrr(
     Raises:
         InvalidConfigError: an unknown protocol or distribution, or a bank of less than 2.
     """
-    if protocol not in _PROTOCOLS:
-        raise InvalidConfigError(f'No protocol is called "{protocol}".{nearest(protocol, _PROTOCOLS)}')
-    if distribution not in _DISTRIBUTIONS:
-        raise InvalidConfigError(
-            f'No distribution is called "{distribution}".{nearest(distribution, _DISTRIBUTIONS)}'
-        )
+    check_protocol(protocol)
+    check_distribution(distribution)
     if seed < 0:
         raise InvalidConfigError(f"seed is {seed}; it must be at least 0.")
     if bank_size < 2:
@@ -138,6 +134,18 @@ def mrr(
         per_transformation=_by_transformation(_transformed(params, protocol, bank_size), ranks["query"]),
         baselines=baselines,
     )
+
+
+def check_protocol(name: str) -> None:
+    """Raise `InvalidConfigError` unless a protocol is called so."""
+    if name not in _PROTOCOLS:
+        raise InvalidConfigError(f'No protocol is called "{name}".{nearest(name, _PROTOCOLS)}')
+
+
+def check_distribution(name: str) -> None:
+    """Raise `InvalidConfigError` unless a distribution is called so."""
+    if name not in _DISTRIBUTIONS:
+        raise InvalidConfigError(f'No distribution is called "{name}".{nearest(name, _DISTRIBUTIONS)}')
 
 
 def draw_views(

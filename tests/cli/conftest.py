@@ -141,7 +141,7 @@ def no_model(monkeypatch):
     def refuse(*_):
         raise AssertionError("a model was loaded")
 
-    for name in ("demo", "encode", "evaluate"):
+    for name in ("demo", "encode", "evaluate", "figure"):
         monkeypatch.setattr(f"iwm.cli.{name}.load_model", refuse)
 
 

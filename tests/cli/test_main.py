@@ -49,11 +49,12 @@ def test_help_lists_every_command_and_what_to_type_first(command):
         assert re.search(rf"^│ {name} +\w", shown.out, re.MULTILINE), name
     first_steps = "First steps: iwm demo, then iwm search FOLDER --image photo.jpg --brightness 0.6"
     assert shown.words.endswith(first_steps)
-    for name in ROOT.commands["eval"].commands:
-        assert re.search(rf"^│ {name} +\w", command("eval", "--help").out, re.MULTILINE), name
+    for group in ("eval", "figure"):
+        for name in ROOT.commands[group].commands:
+            assert re.search(rf"^│ {name} +\w", command(group, "--help").out, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("words", [[], ["eval"]], ids=["iwm", "iwm eval"])
+@pytest.mark.parametrize("words", [[], ["eval"], ["figure"]], ids=["iwm", "iwm eval", "iwm figure"])
 def test_nothing_to_do_shows_the_help(command, words):
     asked, bare = command(*words, "--help"), command(*words)
     assert bare.words == asked.words
@@ -61,7 +62,7 @@ def test_nothing_to_do_shows_the_help(command, words):
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-@pytest.mark.parametrize("path", [("eval",), *COMMANDS], ids=" ".join)
+@pytest.mark.parametrize("path", [("eval",), ("figure",), *COMMANDS], ids=" ".join)
 def test_every_help_ends_with_an_example(command, path, flag):
     shown = command(*path, flag)
     example = shlex.split(shown.words.rpartition("Example: ")[2])
@@ -81,8 +82,12 @@ def test_every_example_can_be_typed(path):
 
 @pytest.mark.parametrize(
     ("group", "path"),
-    [(ROOT, ("search",)), (ROOT.commands["eval"], ("eval", "mrr"))],
-    ids=["iwm", "iwm eval"],
+    [
+        (ROOT, ("search",)),
+        (ROOT.commands["eval"], ("eval", "mrr")),
+        (ROOT.commands["figure"], ("figure", "retrieval")),
+    ],
+    ids=["iwm", "iwm eval", "iwm figure"],
 )
 def test_the_example_of_a_group_can_be_typed(group, path):
     assert _parse(_example(group.epilog)) == (path, [])
