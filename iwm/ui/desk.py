@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from iwm.actions import Photometry
 from iwm.errors import InvalidConfigError, InvalidImageError, IWMError
 from iwm.images import ImageLike
 from iwm.ui.acting import act, sweep
-from iwm.ui.html import NOTHING_YET, acted_html, alert, grid_html, status, undone_html
+from iwm.ui.html import NOTHING_YET, acted_html, alert, control_html, grid_html, status, undone_html
 from iwm.ui.photo import Photo, encode_photo, read_photo
 from iwm.ui.places import BANK_SIZE, Shelf, Views
 from iwm.ui.sliders import Slider, photometry_of, sliders
@@ -23,6 +24,10 @@ Values = Sequence[float | bool | None]
 
 MOST_BYTES = 64 << 20
 """Of an uploaded file."""
+_NO_ORIGINAL = (
+    "Choose the untouched photograph at the top too, so that there is something to find; or start the page with a "
+    "library: iwm ui library.lance"
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,14 +67,6 @@ class Desk:
         """What `keep` is about to do, in words."""
         return "one moment." if self.shelf else f"encoding {BANK_SIZE} views of it, some seconds."
 
-    @property
-    def about_decoder(self) -> str:
-        """What to do about a missing decoder, in words."""
-        return (
-            "This model has no decoder, so what it imagines is shown by what it retrieves. To see pixels, train "
-            "one: iwm pretrain-decoder --model MODEL --data IMAGES --out DIR, then iwm ui --model DIR."
-        )
-
     def open(self, upload: str | None) -> Photo:
         """An uploaded file, decoded and encoded.
 
@@ -101,25 +98,21 @@ class Desk:
             shown = act(self.model, kept.photo, photometry_of(values), kept.place)
         except IWMError as error:
             return alert(str(error))
-        return acted_html(shown, self.about_decoder, library=self.shelf is not None)
+        return acted_html(shown, library=self.shelf is not None)
 
-    def undo(self, kept: Kept | None, edited: Photo | None, values: Values) -> str:
-        """The tab *Undo*: of an edited photograph, or of one that the sliders edit."""
+    def undo(self, kept: Kept | None, edited: Photo | None, values: Values) -> tuple[str, str]:
+        """The tab *Undo*, and its control: of an edited photograph, or of one that the sliders edit."""
         if kept is None and edited is None:
-            return NOTHING_YET
-        place = self.shelf or (kept.place if kept else None)
+            return NOTHING_YET, ""
+        place = self._place(kept)
         if place is None:
-            return alert(
-                "Choose the untouched photograph at the top too, so that there is something to find it in; or start "
-                "the page with a library: iwm ui library.lance"
-            )
+            return alert(_NO_ORIGINAL), ""
         try:
             edit = photometry_of(values)
-            photo = edited or edit_photo(self.model, kept.photo, edit)  # type: ignore[union-attr]
-            shown = undo(self.model, photo, edit, place)
+            shown = undo(self.model, self._to_undo(kept, edited, edit), edit, place)
         except IWMError as error:
-            return alert(str(error))
-        return undone_html(shown, self.about_decoder, library=self.shelf is not None)
+            return alert(str(error)), ""
+        return undone_html(shown, library=self.shelf is not None), control_html(shown)
 
     def find_out(
         self, kept: Kept | None, edited: Photo | None, values: Values
@@ -128,15 +121,22 @@ class Desk:
 
         They stay where they are while they make the edit themselves.
         """
-        place = self.shelf or (kept.place if kept else None)
         try:
-            if kept is None and edited is None:
-                raise InvalidConfigError("Choose a photograph first.")
-            photo = edited or edit_photo(self.model, kept.photo, photometry_of(values))  # type: ignore[union-attr]
-            reading = read_edit(self.model, photo, place)
+            photo = self._to_undo(kept, edited, photometry_of(values))
+            reading = read_edit(self.model, photo, self._place(kept))
         except IWMError as error:
             return alert(str(error)), None
         return status(reading.words), reading.edit.params if edited else None
+
+    def _place(self, kept: Kept | None) -> Views | Shelf | None:
+        return self.shelf or (kept.place if kept else None)
+
+    def _to_undo(self, kept: Kept | None, edited: Photo | None, edit: Photometry) -> Photo:
+        if edited:
+            return edited
+        if kept is None:
+            raise InvalidConfigError("Choose a photograph first.")
+        return edit_photo(self.model, kept.photo, edit)
 
     def grid(self, kept: Kept | None, name: str) -> str:
         """The tab *Grid*."""

@@ -31,26 +31,25 @@ def status(words: str) -> str:
     return f'<p class="iwm-status" role="status">{escape(words)}</p>'
 
 
-def acted_html(shown: Acted, about_decoder: str, *, library: bool) -> str:
+def acted_html(shown: Acted, *, library: bool) -> str:
     """The tab *Act*."""
     what = in_words(shown.view)
     first = [
         _figure(shown.source, "The photograph", "The photograph as the model sees it"),
-        _figure(shown.true, "True pixels", f"Control: the pixels of the photograph with {what}"),
+        _figure(shown.true, "True pixels", f"Control: the pixels of the photograph, {what}"),
     ]
     if shown.imagined:
-        first.append(_figure(shown.imagined, "Imagined", f"Decoded prediction of the photograph with {what}"))
+        first.append(_figure(shown.imagined, "Imagined", f"Decoded prediction of the photograph, {what}"))
     heading = "Nearest photographs of the library" if library else "Nearest views to the prediction"
     return _panel(
         _verdict(_about_apply(shown, library)),
         _row(first, "iwm-three"),
         f"<h3>{heading}</h3>",
-        _hits(shown.found.hits),
-        _decoder_note(shown.imagined, about_decoder),
+        _hits(shown.found.hits, heading),
     )
 
 
-def undone_html(shown: Undone, about_decoder: str, *, library: bool) -> str:
+def undone_html(shown: Undone, *, library: bool) -> str:
     """The tab *Undo*."""
     first = [_figure(shown.edited, "Edited", "The edited photograph as the model sees it")]
     if shown.imagined:
@@ -59,11 +58,14 @@ def undone_html(shown: Undone, about_decoder: str, *, library: bool) -> str:
         _verdict(_about_undo(shown, library)),
         _row(first, "iwm-three"),
         "<h3>Found after undoing</h3>",
-        _hits(shown.found.hits),
-        "<h3>Control: found without undoing</h3>",
-        _hits(shown.control.hits),
-        _decoder_note(shown.imagined, about_decoder),
+        _hits(shown.found.hits, "Found after undoing"),
     )
+
+
+def control_html(shown: Undone) -> str:
+    """What is found without undoing."""
+    heading = "Control: found without undoing"
+    return _panel(f"<h3>{heading}</h3>", _hits(shown.control.hits, heading))
 
 
 def grid_html(slider: Slider, rows: Sequence[Acted], *, library: bool) -> str:
@@ -127,10 +129,6 @@ def _place(found: Search) -> str:
     return f"first of {found.size}" if found.rank == 1 else f"number {found.rank:g} of {found.size}"
 
 
-def _decoder_note(imagined: Image.Image | None, words: str) -> str:
-    return "" if imagined else f'<p class="iwm-note">{escape(words)}</p>'
-
-
 def _panel(*parts: str) -> str:
     return f'<section class="iwm-panel">{"".join(parts)}</section>'
 
@@ -143,8 +141,10 @@ def _row(figures: Iterable[str], kind: str) -> str:
     return f'<div class="iwm-row {kind}">{"".join(figures)}</div>'
 
 
-def _hits(hits: Sequence[Hit]) -> str:
-    return f'<ol class="iwm-row">{"".join(_hit(hit, place) for place, hit in enumerate(hits, start=1))}</ol>'
+def _hits(hits: Sequence[Hit], name: str) -> str:
+    """A list that scrolls sideways on a small screen, by keys too."""
+    items = "".join(_hit(hit, place) for place, hit in enumerate(hits, start=1))
+    return f'<ol class="iwm-row iwm-hits" tabindex="0" aria-label="{escape(name)}">{items}</ol>'
 
 
 def _hit(hit: Hit, place: int, *, tag: str = "li", short: bool = False) -> str:

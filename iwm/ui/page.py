@@ -70,25 +70,28 @@ def build(desk: Desk) -> gr.Blocks:
                     with gr.Row():
                         ask = gr.Button("Find out", size="sm", variant="primary", elem_id="iwm-find-out")
                         reset_undoing = gr.Button("Reset", size="sm", elem_id="iwm-undo-reset")
-                with gr.Column(scale=2, elem_classes="iwm-results"):
                     reading = gr.HTML(elem_id="iwm-reading")
+                with gr.Column(scale=2, elem_classes="iwm-results"):
                     undone = gr.HTML(NOTHING_YET, elem_id="iwm-undone")
+                    control = gr.HTML(elem_id="iwm-control")
             with gr.Tab("Grid"):
                 choices = [(s.label, s.name) for s in desk.asking if s.trained]
                 swept = gr.Radio(choices, value=choices[0][1], label="Parameter", elem_id="iwm-swept")
                 grid = gr.HTML(NOTHING_YET, elem_id="iwm-grid")
+        if desk.model.config.decoder is None:
+            gr.HTML(_NO_DECODER)
 
-        shown = [message, acted, undone, grid]
+        shown = [message, acted, undone, control, grid]
 
         def show(photo: Photo, edited: Photo | None, name: str, values: Values) -> Iterator[list[Any]]:
             half = len(asking)
-            yield [gr.skip(), status(f"Reading {photo.name}: {desk.preparing}"), *[gr.skip()] * 3]
+            yield [gr.skip(), status(f"Reading {photo.name}: {desk.preparing}"), *[gr.skip()] * 4]
             new = desk.keep(photo)
             yield [
                 new,
                 status(f"{photo.name} is ready."),
                 desk.act(new, values[:half]),
-                desk.undo(new, edited, values[half:]),
+                *desk.undo(new, edited, values[half:]),
                 desk.grid(new, name),
             ]
 
@@ -96,7 +99,7 @@ def build(desk: Desk) -> gr.Blocks:
             try:
                 photo = desk.open(path)
             except IWMError as error:
-                yield [None, gr.skip(), alert(str(error)), *[gr.skip()] * 3]
+                yield [None, gr.skip(), alert(str(error)), *[gr.skip()] * 4]
                 return
             for update in show(photo, edited, name, values):
                 yield [None, *update]
@@ -112,8 +115,8 @@ def build(desk: Desk) -> gr.Blocks:
             try:
                 photo = desk.open(path)
             except IWMError as error:
-                return [None, gr.skip(), alert(str(error)), gr.skip(), gr.skip()]
-            return [None, photo, status(f"{photo.name} is to be undone."), "", desk.undo(old, photo, values)]
+                return [None, gr.skip(), alert(str(error)), *[gr.skip()] * 3]
+            return [None, photo, status(f"{photo.name} is to be undone."), "", *desk.undo(old, photo, values)]
 
         def find_out(old: Kept | None, photo: Photo | None, *values: Any) -> list[Any]:
             words, found = desk.find_out(old, photo, values)
@@ -132,7 +135,7 @@ def build(desk: Desk) -> gr.Blocks:
                 show_progress="minimal", **_QUIET,
             )  # fmt: skip
         upload_edited.upload(
-            take_edited, [upload_edited, kept, *undoing], [upload_edited, edited, message, reading, undone],
+            take_edited, [upload_edited, kept, *undoing], [upload_edited, edited, message, reading, undone, control],
             show_progress="minimal", **_QUIET,
         )  # fmt: skip
         gr.on(
@@ -141,7 +144,7 @@ def build(desk: Desk) -> gr.Blocks:
         )  # fmt: skip
         gr.on(
             [slider.change for slider in undoing],
-            lambda old, photo, *values: desk.undo(old, photo, values), [kept, edited, *undoing], undone,
+            lambda old, photo, *values: desk.undo(old, photo, values), [kept, edited, *undoing], [undone, control],
             **_LIVE, **_QUIET,
         )  # fmt: skip
         swept.change(desk.grid, [kept, swept], grid, **_LIVE, **_QUIET)
@@ -164,6 +167,11 @@ def _header(desk: Desk) -> str:
     )
 
 
+_NO_DECODER = (
+    '<p class="iwm-note">This model has no decoder, so what it imagines is shown by what it retrieves. To see it as '
+    "pixels, train one: <code>iwm pretrain-decoder --model MODEL --data IMAGES --out DIR</code>, then "
+    "<code>iwm ui --model DIR</code>.</p>"
+)
 _UNDO_WORDS = (
     '<p class="iwm-note">Say what was done, and the model takes it back. Without an edited photograph of your own, '
     "the sliders edit the one above.</p>"

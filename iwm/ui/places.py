@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps
@@ -102,7 +103,7 @@ class Views:
         latents = Latent.cat((self._latents, edited.latent, self.photo.latent))
         return self._search(query, latents, [*self._views, edited, CLEAN], k)
 
-    def _search(self, query: Latent, latents: Latent, views: list[Photometry | Photo], k: int) -> Search:
+    def _search(self, query: Latent, latents: Latent, views: Sequence[Photometry | Photo], k: int) -> Search:
         """The last of the views is the one that is looked for."""
         found = distances(query.tokens, latents.tokens)
         last = found.new_tensor([len(views) - 1]).long()

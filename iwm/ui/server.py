@@ -112,7 +112,7 @@ def _application(desk: Desk, listener: socket.socket) -> Guard:
 def _run(app: Guard, listener: socket.socket, started: Callable[[], None]) -> None:
     import uvicorn
 
-    class Server(uvicorn.Server):
+    class Server(uvicorn.Server):  # type: ignore[misc]
         async def startup(self, sockets: list[Any] | None = None) -> None:
             await super().startup(sockets)
             if self.started:

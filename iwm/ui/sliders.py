@@ -16,9 +16,9 @@ from iwm.world_model import WorldModel
 
 _SWITCHES = ("grayscale", "solarize")
 _LABELS = {
-    "brightness": "Brightness (×)",
-    "contrast": "Contrast (×)",
-    "saturation": "Saturation (×)",
+    "brightness": "Brightness (factor)",
+    "contrast": "Contrast (factor)",
+    "saturation": "Saturation (factor)",
     "hue": "Hue (turns)",
     "grayscale": "Grayscale",
     "blur": "Blur (pixels)",
