@@ -35,7 +35,7 @@ def acted_html(shown: Acted, *, library: bool) -> str:
     """The tab *Act*."""
     what = in_words(shown.view)
     first = [
-        _figure(shown.source, "The photograph", "The photograph as the model sees it"),
+        _figure(shown.source, "Photograph", "The photograph as the model sees it"),
         _figure(shown.true, "True pixels", f"Control: the pixels of the photograph, {what}"),
     ]
     if shown.imagined:
@@ -75,10 +75,10 @@ def grid_html(slider: Slider, rows: Sequence[Acted], *, library: bool) -> str:
     columns += [f"Nearest {i}" for i in range(1, max(len(row.found.hits) for row in rows) + 1)]
     head = "".join(f'<th scope="col">{name}</th>' for name in [slider.label, *columns])
     body = "".join(_grid_row(slider, row, library=library) for row in rows)
-    words = f"{slider.label} from one end of the trained range to the other, all else untouched."
     return _panel(
+        f'<p class="iwm-verdict">{slider.label}: from one end of the trained range to the other.</p>'
         f'<div class="iwm-scroll" tabindex="0" role="region" aria-label="Grid of {escape(slider.label)}">'
-        f"<table><caption>{escape(words)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -148,7 +148,7 @@ def _hits(hits: Sequence[Hit], name: str) -> str:
 
 
 def _hit(hit: Hit, place: int, *, tag: str = "li", short: bool = False) -> str:
-    caption = "the view asked for" if hit.right and short else hit.caption
+    caption = "asked for" if hit.right and short else hit.caption
     mark = "✓ " if hit.right else ""
     title = f"number {place}, distance {hit.distance:.2f}"
     figure = _figure(hit.picture, f"{mark}{caption}", f"Number {place}: {caption}", title)

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.bank import Bank, distances
 from iwm.edits import in_words
-from iwm.errors import InvalidImageError
+from iwm.errors import InvalidDataError, InvalidImageError
 from iwm.evaluation.mrr import draw_views
 from iwm.evaluation.ranking import rank_of
 from iwm.images import open_rgb, to_pil
@@ -131,10 +131,18 @@ class Shelf:
     Args:
         index: the library.
         model: the one that made it.
+
+    Raises:
+        IncompatibleLatentError: another model made it.
+        InvalidDataError: it is empty.
     """
 
     def __init__(self, index: Index, model: WorldModel) -> None:
         index.check_model(model)
+        if not len(index):
+            raise InvalidDataError(
+                f"The library is empty; add photographs first: iwm index PHOTOS --out {index.path}"
+            )
         self._index, self._model = index, model
         self._reader: EditReader | None = None
         self._learning = threading.Lock()
