@@ -79,7 +79,7 @@ def serve(
     check_gradio()
     with tempfile.TemporaryDirectory(prefix="iwm-ui-") as uploads, listener:
         os.environ.update(_SILENCE, GRADIO_TEMP_DIR=uploads)
-        app = _application(Desk(model, shelf, Path(uploads)), listener)
+        app = _application(Desk(model, shelf, Path(uploads)), Path(uploads), listener)
         _run(app, listener, lambda: ready(address_of(listener)))
 
 
@@ -91,7 +91,7 @@ def address_of(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def _application(desk: Desk, listener: socket.socket) -> Guard:
+def _application(desk: Desk, uploads: Path, listener: socket.socket) -> Guard:
     import gradio as gr
     from fastapi import FastAPI
 
@@ -99,14 +99,16 @@ def _application(desk: Desk, listener: socket.socket) -> Guard:
 
     host, port = listener.getsockname()[:2]
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    page = build(desk)
     gr.mount_gradio_app(
-        app, build(desk), path="/", server_name=host, server_port=port, theme=theme(),
+        app, page, path="/", server_name=host, server_port=port, theme=theme(),
         css=STYLE.read_text(encoding="utf-8"), footer_links=[], show_error=False, max_file_size=MOST_BYTES,
         ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )  # fmt: skip
+    page.has_launched = True  # Only then does gradio check where the files of events lie.
     local = ipaddress.ip_address(host).is_loopback
-    return Guard(app, _LOCAL_NAMES if local else ())
+    return Guard(app, uploads, _LOCAL_NAMES if local else ())
 
 
 def _run(app: Guard, listener: socket.socket, started: Callable[[], None]) -> None:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.bank import Bank
 from iwm.config import DecoderConfig
@@ -13,7 +15,6 @@ from iwm.ui.acting import act, sweep
 from iwm.ui.photo import encode_photo
 from iwm.ui.places import Views
 from iwm.ui.sliders import sliders
-from PIL import Image
 
 VIEW = Photometry(brightness=1.3, hue=0.1)
 
@@ -25,11 +26,15 @@ def same(a, b):
 def test_the_nearest_are_those_of_a_bank_of_the_same_views(acting_model, photo, views):
     shown = act(acting_model, photo, VIEW, views, k=4)
     params = draw_views(acting_model, 15, seed=0, index=0)
-    actions = [Action.between(CLEAN, Photometry.from_params(row)) for row in params] + [Action.between(CLEAN, VIEW)]
+    actions = [Action.between(CLEAN, Photometry.from_params(row)) for row in params] + [
+        Action.between(CLEAN, VIEW)
+    ]
     bank = Bank.from_views(acting_model, photo.pixels, actions)
     expected = bank.search(acting_model.predict(photo.pixels, actions[-1]), 16)
     order = expected.ids[0]
-    assert [hit.distance for hit in shown.found.hits] == pytest.approx(expected.distances[0, :4].tolist(), abs=1e-3)
+    assert [hit.distance for hit in shown.found.hits] == pytest.approx(
+        expected.distances[0, :4].tolist(), abs=1e-3
+    )
     assert [hit.right for hit in shown.found.hits] == [i == 15 for i in order[:4]]
     assert shown.found.size == 16
     assert shown.found.rank == order.index(15) + 1
@@ -53,7 +58,9 @@ def test_nothing_asked_for_finds_the_photograph_itself(acting_model, photo, view
 
 
 def test_with_a_decoder_the_prediction_is_shown(acting_model, photo, views):
-    decoder = Decoder(DecoderConfig(space=acting_model.space, width=32, depth=1, heads=2), acting_model.config)
+    decoder = Decoder(
+        DecoderConfig(space=acting_model.space, width=32, depth=1, heads=2), acting_model.config
+    )
     acting_model.add_decoder(decoder)
     imagined = act(acting_model, photo, VIEW, views).imagined
     predicted = acting_model.apply_action(photo.latent, Action.between(CLEAN, VIEW))
@@ -72,7 +79,9 @@ def test_a_grid_has_a_row_a_value(acting_model, photo, views):
 def test_a_slider_costs_no_encoding_of_the_photograph(acting_model, photo, views, monkeypatch):
     encoded = []
     original = acting_model.encode
-    monkeypatch.setattr(acting_model, "encode", lambda image, *a: encoded.append(image) or original(image, *a))
+    monkeypatch.setattr(
+        acting_model, "encode", lambda image, *a: encoded.append(image) or original(image, *a)
+    )
     act(acting_model, photo, VIEW, views)
     assert len(encoded) == 1  # The control, without which there is no rank.
     assert not torch.equal(encoded[0], photo.pixels)

@@ -64,7 +64,11 @@ def test_an_edited_photograph_alone_needs_its_original(desk, photo):
 
 def test_what_a_slider_cannot_mean_is_said(desk, kept):
     wrong = (-1.0, *CLEAN[1:])
-    for shown in (desk.act(kept, wrong), desk.undo(kept, None, wrong)[0], desk.find_out(kept, None, wrong)[0]):
+    for shown in (
+        desk.act(kept, wrong),
+        desk.undo(kept, None, wrong)[0],
+        desk.find_out(kept, None, wrong)[0],
+    ):
         assert 'role="alert">brightness is -1.0; it must be a factor' in shown
 
 
@@ -88,6 +92,6 @@ def test_sessions_do_not_share_what_they_keep(desk, kept, acting_model, colours)
 
 
 def test_a_model_that_cannot_act_is_refused_at_once(acting_model, tmp_path):
-    acting_model.config = acting_model.config.replace(tuned="end-to-end")
+    acting_model.config = acting_model.config.replace(tuned="all")
     with pytest.raises(InvalidActionError, match="finetuned"):
         Desk(acting_model, None, tmp_path)

@@ -1,6 +1,8 @@
 """What is let through to the page's server, and what never reaches it."""
 
 import asyncio
+import json
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +16,22 @@ async def everything(scope, receive, send):
     await send({"type": "http.response.body", "body": b"secret"})
 
 
-def ask(path, method="GET", hosts=LOCAL, kind="http", **headers):
+async def echo(scope, receive, send):
+    body = (await receive())["body"]
+    assert dict(scope["headers"])[b"content-length"] == str(len(body)).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+def ask(
+    path, method="GET", hosts=LOCAL, kind="http", body=b"{}", app=everything, uploads="/uploads", **headers
+):
     """Status, headers and body of one request."""
     sent = []
+    coming = [body[:7], body[7:]]
+
+    async def receive():
+        return {"type": "http.request", "body": coming.pop(0), "more_body": bool(coming)}
 
     async def send(message):
         sent.append(message)
@@ -24,7 +39,7 @@ def ask(path, method="GET", hosts=LOCAL, kind="http", **headers):
     headers = {"host": "127.0.0.1:7860"} | headers
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": kind, "path": path, "method": method, "headers": pairs}
-    asyncio.run(Guard(everything, hosts)(scope, None, send))
+    asyncio.run(Guard(app, Path(uploads), hosts)(scope, receive, send))
     if not sent:
         return None, {}, b""
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
@@ -88,3 +103,50 @@ def test_a_page_shown_to_the_network_has_any_name():
 
 def test_websockets_get_no_answer():
     assert ask("/gradio_api/queue/join", kind="websocket")[0] is None
+
+
+def join(value, tmp_path):
+    (tmp_path / "uploads").mkdir(exist_ok=True)
+    return ask(
+        "/gradio_api/queue/join", "POST", body=value if isinstance(value, bytes) else json.dumps(value).encode(),
+        app=echo, uploads=tmp_path / "uploads",
+    )  # fmt: skip
+
+
+def test_an_event_may_name_an_upload(tmp_path):
+    event = {
+        "data": [{"path": str(tmp_path / "uploads" / "a" / "b.png"), "url": None}, 1.5, None],
+        "fn_index": 2,
+    }
+    status, _, body = join(event, tmp_path)
+    assert status == 200
+    assert json.loads(body) == event
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd", "../secret.png", "b.png", "UPLOADS/../secret.png", "UPLOADS/link/secret.png",
+        "http://example.org/x.png", "https://example.org/x.png", "file:///etc/passwd", "", 7, ["/etc/passwd"], "a\0b",
+        "UPLOADS-2/x.png",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_event_may_name_nothing_else(tmp_path, path, deep):
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "uploads" / "link").symlink_to(tmp_path)
+    path = path.replace("UPLOADS", str(tmp_path / "uploads")) if isinstance(path, str) else path
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    assert join({"data": [[{"deep": file}] if deep else file]}, tmp_path)[::2] == (400, b"Not understood.")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b'"' + b"a" * (1 << 20) + b'"'])
+def test_an_event_that_is_none(tmp_path, body):
+    assert join(body, tmp_path)[0] == 400
+
+
+def test_of_two_meanings_the_checked_one_is_passed_on(tmp_path):
+    good = str(tmp_path / "uploads" / "x.png")
+    body = f'{{"path": "/etc/passwd", "path": "{good}"}}'.encode()
+    assert json.loads(join(body, tmp_path)[2]) == {"path": good}
+    assert b"passwd" not in join(body, tmp_path)[2]

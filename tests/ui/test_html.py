@@ -4,13 +4,14 @@ import base64
 import io
 import re
 
+from PIL import Image
+
 from iwm.actions import CLEAN, Photometry
 from iwm.ui.acting import act, sweep
 from iwm.ui.html import acted_html, alert, control_html, grid_html, undone_html
 from iwm.ui.places import Hit, Search
 from iwm.ui.sliders import sliders
 from iwm.ui.undoing import Undone, edit_photo, undo
-from PIL import Image
 
 VIEW = Photometry(contrast=0.8)
 

@@ -29,7 +29,10 @@ def test_a_file_is_what_the_model_reads(acting_model, colours):
         (b"", "holiday.jpg is empty"),
         (b"Dear diary, today I took no photograph.", "Cannot read holiday.jpg as an image: no format"),
         (file_of(Image.effect_noise((64, 64), 90), "JPEG")[:900], "Cannot read holiday.jpg as an image"),
-        (file_of(Image.new("1", (10_000, 10_000))), r"holiday.jpg has more than [\d,]+ pixels; make it smaller"),
+        (
+            file_of(Image.new("1", (10_000, 10_000))),
+            r"holiday.jpg has more than [\d,]+ pixels; make it smaller",
+        ),
     ],
     ids=["empty", "text", "cut off", "100 megapixels"],
 )

@@ -1,6 +1,7 @@
 """The seven sliders: as far as training went, and no further."""
 
 import pytest
+
 from iwm.actions import CLEAN, Photometry
 from iwm.config import STRENGTHS, ActionConfig
 from iwm.errors import InvalidActionError

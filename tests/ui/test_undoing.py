@@ -1,6 +1,7 @@
 """The tab *Undo*, computed."""
 
 import pytest
+
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.errors import InvalidConfigError
 from iwm.ui.photo import encode_photo
