@@ -16,10 +16,10 @@ import gradio as gr
 
 from iwm.demo import photographs
 from iwm.errors import IWMError
+from iwm.ui.controls import controls, positions, starts
 from iwm.ui.desk import Desk, Kept, Values
 from iwm.ui.html import NOTHING_YET, alert, status
 from iwm.ui.photo import Photo
-from iwm.ui.sliders import Slider
 
 STYLE = Path(__file__).with_name("page.css")
 SESSIONS = 24
@@ -56,7 +56,7 @@ def build(desk: Desk) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Act"), gr.Row(elem_classes="iwm-work"):
                 with gr.Column(scale=1, elem_classes="iwm-controls"):
-                    asking = _controls(desk.asking, "act")
+                    asking = controls(desk.asking, "act")
                     reset_asking = gr.Button("Reset", size="sm", elem_id="iwm-act-reset")
                 with gr.Column(scale=2, elem_classes="iwm-results"):
                     acted = gr.HTML(NOTHING_YET, elem_id="iwm-acted")
@@ -66,7 +66,7 @@ def build(desk: Desk) -> gr.Blocks:
                     upload_edited = gr.File(
                         label="An edited photograph (optional)", height=140, elem_id="iwm-edited"
                     )
-                    undoing = _controls(desk.undoing, "undo")
+                    undoing = controls(desk.undoing, "undo")
                     with gr.Row():
                         ask = gr.Button("Find out", size="sm", variant="primary", elem_id="iwm-find-out")
                         reset_undoing = gr.Button("Reset", size="sm", elem_id="iwm-undo-reset")
@@ -120,7 +120,7 @@ def build(desk: Desk) -> gr.Blocks:
 
         def find_out(old: Kept | None, photo: Photo | None, *values: Any) -> list[Any]:
             words, found = desk.find_out(old, photo, values)
-            return [words, *_positions(desk.undoing, found)]
+            return [words, *positions(desk.undoing, found)]
 
         upload.upload(
             take,
@@ -153,7 +153,7 @@ def build(desk: Desk) -> gr.Blocks:
             (reset_asking, asking, desk.asking),
             (reset_undoing, undoing, desk.undoing),
         ):
-            button.click(lambda rows=rows: _starts(rows), None, group, show_progress="hidden", **_QUIET)
+            button.click(lambda rows=rows: starts(rows), None, group, show_progress="hidden", **_QUIET)
     page.state_session_capacity = SESSIONS
     return page
 
@@ -188,35 +188,3 @@ def _samples() -> list[tuple[gr.Button, int]]:
             return [
                 (gr.Button(name, size="sm", min_width=80), number) for number, name in enumerate(_SAMPLES)
             ]
-
-
-def _controls(rows: tuple[Slider, ...], prefix: str) -> list[gr.components.Component]:
-    return [_control(slider, f"iwm-{prefix}-{slider.name}") for slider in rows]
-
-
-def _control(slider: Slider, elem_id: str) -> gr.components.Component:
-    hint = None if slider.trained else "the model was not trained for this"
-    if slider.switch:
-        return gr.Checkbox(
-            value=False, label=slider.label, info=hint, interactive=slider.trained, elem_id=elem_id
-        )
-    # Gradio refuses a slider of no length.
-    high = slider.high if slider.trained else slider.low + 1
-    return gr.Slider(
-        slider.low, high, slider.start, step=0.01, label=slider.label, info=hint, interactive=slider.trained,
-        elem_id=elem_id,
-    )  # fmt: skip
-
-
-def _starts(rows: tuple[Slider, ...]) -> list[float | bool]:
-    return [bool(slider.start) if slider.switch else slider.start for slider in rows]
-
-
-def _positions(rows: tuple[Slider, ...], values: tuple[float, ...] | None) -> list[Any]:
-    """Where sliders should stand; as they are for None."""
-    if values is None:
-        return [gr.skip() for _ in rows]
-    return [
-        bool(value) if slider.switch else round(min(max(value, slider.low), slider.high), 2)
-        for slider, value in zip(rows, values, strict=True)
-    ]
