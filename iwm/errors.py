@@ -65,6 +65,10 @@ class LibraryError(IWMError, OSError):
     """A photo library that is missing, damaged, or being written by another process."""
 
 
+class ServerError(IWMError, OSError):
+    """A page that cannot be served at this address."""
+
+
 class TrainingError(IWMError, RuntimeError):
     """Training cannot go on: the loss is no longer a number."""
 

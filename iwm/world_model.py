@@ -110,7 +110,7 @@ class WorldModel(StoredModel):
                 that was finetuned as a whole.
             IncompatibleLatentError: a latent of another encoder.
         """
-        self._check_can_act()
+        self.check_can_act()
         if not isinstance(latent, Latent):
             raise IncompatibleLatentError(
                 f"Expected iwm.Latent, got {type(latent).__name__}; write model.encode(image), or "
@@ -161,7 +161,7 @@ class WorldModel(StoredModel):
 
     def predict(self, images: Images, action: Action | Sequence[Action]) -> Latent:
         """Encode and act: `apply_action(encode(images), action)`."""
-        self._check_can_act()
+        self.check_can_act()
         return self.apply_action(self.encode(images), action)
 
     @torch.no_grad()
@@ -386,7 +386,8 @@ class WorldModel(StoredModel):
                 f"{self.space}); encode the image with this model."
             )
 
-    def _check_can_act(self) -> None:
+    def check_can_act(self) -> None:
+        """Raise `InvalidActionError` for a model that was finetuned as a whole, and cannot act any more."""
         if self.config.tuned:
             raise InvalidActionError(
                 f'"{self.config.name}" was finetuned for {", ".join(self.config.tasks) or "a task"}, and its '

@@ -17,6 +17,7 @@ TREE = {
     errors.InvalidImageError: ValueError,
     errors.InvalidDataError: ValueError,
     errors.SaveError: OSError,
+    errors.ServerError: OSError,
     errors.MissingBackendError: ImportError,
     errors.UntrainedActionWarning: UserWarning,
 }

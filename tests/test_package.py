@@ -26,6 +26,7 @@ ROOMS_BEYOND_INFERENCE = (
     "export",
     "runtimes",
     "index",
+    "ui",
 )
 
 # The sockets fail, so this also shows that the embedded model needs no network.
@@ -90,7 +91,7 @@ def test_inference_loads_inference_alone(fresh, stage):
     rooms = {module.split(".")[1] for module in fresh[stage] if module.startswith("iwm.")}
     assert rooms.isdisjoint(ROOMS_BEYOND_INFERENCE)
     assert tops(fresh[stage]).isdisjoint(
-        {"matplotlib", "skimage", "typer", "rich", "pooch", "lancedb", "pyarrow", "ray"}
+        {"matplotlib", "skimage", "typer", "rich", "pooch", "lancedb", "pyarrow", "ray", "gradio", "uvicorn"}
     )
     assert tops(fresh[stage]).isdisjoint({"openvino", "onnx", "onnxruntime", "onnxscript", "sklearn"})
 

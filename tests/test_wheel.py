@@ -41,7 +41,7 @@ def test_wheel_is_small_and_holds_what_it_should(wheel):
     weights = {
         f"iwm/weights/iwm-tiny/{n}" for n in ("model.safetensors", "config.json", "README.md", "LICENSE")
     }
-    assert weights | {"iwm/py.typed"} <= names
+    assert weights | {"iwm/py.typed", "iwm/ui/page.css"} <= names
     assert not [name for name in names if not name.startswith(("iwm/", "iwm-"))]
 
 

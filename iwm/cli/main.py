@@ -27,6 +27,7 @@ from iwm.cli import (
     pretrain_decoder,
     push,
     search,
+    ui,
 )
 from iwm.cli.options import printable, warn
 from iwm.errors import IWMError, UntrainedActionWarning
@@ -88,6 +89,7 @@ _add(
 )
 _add(app, "explain", edits.explain_command, "iwm explain before.jpg after.jpg")
 _add(app, "restore", edits.restore_command, "iwm restore old.jpg --references photos/ --out restored.jpg")
+_add(app, "ui", ui.ui_command, "iwm ui library.lance --port 8000")
 _add(app, "demo", demo.demo_command, "iwm demo cat.jpg dog.jpg --out demo.png")
 _add(
     app, "pretrain", pretrain.pretrain_command,

@@ -210,6 +210,25 @@ class Index:
         except (OSError, RuntimeError):  # An indexing run has merged files that were being read.
             return self._search(queries, k, condition, exact)
 
+    def sample(self, count: int) -> Latent:
+        """Latents of some photographs, spread evenly over the sorted paths: references for `model.undo`.
+
+        Args:
+            count: how many at most, at least 1.
+
+        Raises:
+            InvalidConfigError: `count` is less than 1.
+        """
+        if count < 1:
+            raise InvalidConfigError(f"count is {count}; it must be at least 1.")
+        self._store.refresh()
+        paths = [
+            path for batch in self._store.scan(("path",), _SCAN_ROWS) for path in batch["path"].to_pylist()
+        ]
+        some = sorted(paths)[:: -(-len(paths) // count) or 1]
+        rows = self._store.rows(some, ("path", "tokens")).sort_by("path")
+        return Latent(self._tokens(rows["tokens"].combine_chunks()).float(), self.grid, self.space)
+
     def _search(self, queries: Tensor, k: int, condition: str | None, exact: bool) -> SearchResult:
         self._store.refresh()
         rows = self._store.count(condition)

@@ -163,9 +163,7 @@ def test_a_model_that_cannot_be_had(command, photos, model_folder, tmp_path, wor
 
 
 def test_help_loads_no_heavy_module(environment):
-    code = (
-        "import sys, iwm.cli.main; print(*{'torch', 'timm', 'pydantic', 'matplotlib'} & sys.modules.keys())"
-    )
+    code = "import sys, iwm.cli.main; print(*{'torch', 'timm', 'pydantic', 'matplotlib', 'gradio'} & sys.modules.keys())"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )

@@ -151,6 +151,17 @@ def test_an_empty_library_finds_nothing(index, model):
     assert (hits.ids, hits.distances.shape, len(index)) == ([[], []], (2, 0), 0)
 
 
+def test_a_sample_is_spread_over_the_sorted_paths(filled, model, folder):
+    files = sorted(folder.rglob("*.jpg"))
+    some = filled.sample(5)
+    expected = model.encode(files[::3]).tokens.half().float()
+    assert torch.allclose(some.tokens, expected, atol=2e-3)
+    assert (some.space, some.grid) == (model.space, filled.grid)
+    assert len(filled.sample(100)) == 12
+    with pytest.raises(InvalidConfigError, match="count is 0"):
+        filled.sample(0)
+
+
 def test_another_models_library_is_refused_with_both_names(filled, library, model, other_model, folder):
     message = rf'made by "tiny" \(space {model.space}\), not by "another" \(space {other_model.space}\)'
     with pytest.raises(IncompatibleLatentError, match=message):
