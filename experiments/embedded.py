@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import filecmp
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -143,11 +144,15 @@ def install(model: Path, folder: Path, tasks: Path | None = None, decoder: Path 
     more are removed.
     """
     config, files = read_config(model), {WEIGHTS_FILE: model}
+    space = iwm.load(model).space
     if tasks:
         config = config.replace(adapters=read_config(tasks).adapters)
         files |= dict.fromkeys(map(task_file, config.adapters), tasks)
+        for adapter in config.adapters.values():
+            check_space(adapter.space, space, tasks)
     if decoder:
         made = read_config(decoder)
+        check_space(made.decoder.space if made.decoder else "", space, decoder)
         config = config.replace(decoder=made.decoder, metrics=config.metrics | made.metrics)
         files[DECODER_FILE] = decoder
     folder.mkdir(exist_ok=True)
@@ -155,7 +160,7 @@ def install(model: Path, folder: Path, tasks: Path | None = None, decoder: Path 
         shutil.copyfile(run / name, folder / name)
     text = config.to_json()
     for run in {model, *files.values()}:
-        text = text.replace(f"--model {run} ", f"--model {folder.name} ")
+        text = re.sub(f'--model {re.escape(shlex.quote(str(run)))}(?=[ "])', f"--model {folder.name}", text)
     write_text(folder / CONFIG_FILE, text)
     for file in folder.glob("*.safetensors"):
         if file.name not in files:
@@ -165,11 +170,21 @@ def install(model: Path, folder: Path, tasks: Path | None = None, decoder: Path 
         write_text(folder / "README.md", write_card(read_config(folder), folder.name))
 
 
+def check_space(found: str, expected: str, run: Path) -> None:
+    """End the script if a part was trained on another encoder."""
+    if found != expected:
+        sys.exit(
+            f"{run} was trained on other weights (space {found}, now {expected}); remove it and start again."
+        )
+
+
 def document(model: WorldModelConfig, twin: WorldModelConfig | None) -> None:
     """Write scores and training into the marked places of README.md and MODEL_CARD.md."""
     places = {"scores": scores(model, twin), "training": training(model), "parts": parts(model)}
     for name in ("README.md", "MODEL_CARD.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
+        if "<!-- scores: begin -->" not in text:
+            sys.exit(f"{name} has no place for scores.")
         for place, content in places.items():
             before, begin, rest = text.partition(f"<!-- {place}: begin -->\n")
             _, end, after = rest.partition(f"\n<!-- {place}: end -->")
@@ -241,7 +256,9 @@ def parts(model: WorldModelConfig) -> str:
             "", f"A decoder of {size:.1f} MB, trained on the frozen encoder.",
             "", "```", model.decoder.recipe["command"], values["command"], "```", "",
         ]  # fmt: skip
-    return "\n".join(lines).strip()
+    return (
+        "\n".join(lines).strip() or "No adapters and no decoder yet: `iwm finetune`, `iwm pretrain-decoder`."
+    )
 
 
 def training(model: WorldModelConfig) -> str:

@@ -28,7 +28,7 @@ from iwm.errors import InvalidConfigError, MissingBackendError, SaveError, neare
 from iwm.files import remove, write_text
 from iwm.images import Images
 from iwm.photometry import transform
-from iwm.runtimes import EXPORT_FILE, EXPORT_FORMAT, PARTS, task_part
+from iwm.runtimes import EXPORT_FILE, EXPORT_FORMAT, PARTS, converting, task_part
 
 if TYPE_CHECKING:
     from iwm.world_model import WorldModel
@@ -215,8 +215,6 @@ def _write_part(
     with _quiet():
         program = torch.export.export(part.module.eval(), part.inputs, dynamic_shapes=shapes)
     if backend == "openvino" and precision != "int8":
-        from iwm.runtimes import converting
-
         with _quiet(), converting() as openvino:
             graph = openvino.convert_model(program)
             graph.reshape({i: [-1, *x.shape[1:]] for i, x in enumerate(part.inputs)})
@@ -239,8 +237,6 @@ def _write_part(
         with _quiet():
             quantize(onnx_path, feeds)
         if backend == "openvino":
-            from iwm.runtimes import converting
-
             with converting() as openvino:
                 openvino.save_model(openvino.convert_model(onnx_path), f"{path}.xml", compress_to_fp16=True)
             onnx_path.unlink()

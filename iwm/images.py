@@ -230,6 +230,8 @@ def open_rgb(image: ImageLike | bytes, at_least: int | None = None, name: str = 
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                    if opened.format == "EPS":  # Pillow would run it.
+                        raise InvalidImageError(f"{path} is PostScript, a program; save it as PNG first.")
                     if at_least:
                         opened.draft(None, (at_least, at_least))  # Does nothing but to JPEG files.
                     return _to_rgb(opened, str(path))
@@ -333,11 +335,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _from_deep(image: Image.Image, name: str) -> Image.Image:
     """16-bit and 32-bit integer images span 0 to 65535, float images 0 to 1."""
-    values = np.asarray(image, dtype=np.float64)
+    values = np.array(image, dtype=np.float32)
     scale = 1.0 if image.mode == "F" else 65535.0
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > scale:
         raise InvalidImageError(f"{name} has values outside 0 to {scale:g}; rescale it first.")
-    gray = np.rint(values / scale * 255.0).astype(np.uint8)
+    values *= 255.0 / scale
+    gray = np.rint(values, out=values).astype(np.uint8)
     return Image.fromarray(gray).convert("RGB")
 
 

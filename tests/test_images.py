@@ -105,6 +105,15 @@ def test_files_become_rgb(tmp_path, name, as_text):
     assert np.abs(np.subtract(pixel(str(path) if as_text else path), expected)).max() <= 2
 
 
+def test_a_program_is_no_photograph(tmp_path):
+    """Pillow would hand PostScript to an interpreter, which may never end."""
+    (tmp_path / "a.eps").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n"
+    )
+    with pytest.raises(InvalidImageError, match="is PostScript, a program; save it as PNG first"):
+        open_rgb(tmp_path / "a.eps")
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "int32"])
 def test_deep_images_span_65535(dtype):
     values = np.array([[0, 257, 32896, 51529, 65535]]).astype(dtype)

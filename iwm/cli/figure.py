@@ -207,14 +207,13 @@ def invariant_command(
 
 
 def _prepare(out: Path, images: list[Path] | None) -> list[ImageLike]:
-    """Photographs, once it is sure that the picture can be written."""
+    """Photographs, once it is sure that the picture can be written; files are opened when they are used."""
     from iwm.demo import photographs
     from iwm.figures import check_picture
-    from iwm.images import open_rgb
 
     check_output(out)
     check_picture(out)
-    return [open_rgb(path) for path in find_images(images)] if images else list(photographs())
+    return [*find_images(images)] if images else [*photographs()]
 
 
 def _tell(out: Path, result: dict[str, Any], words: list[str], as_json: bool) -> None:

@@ -11,7 +11,7 @@ from iwm.figures.picture import CAPTION, MARGIN, SOFT, TITLE, WIDTH, Sheet, chec
 from iwm.figures.similarity import Similarity
 
 _BAR, _TITLE, _UNDER, _APART = 0.74, 0.4, 0.36, 0.12
-_LARGEST, _SMALLEST, _THUMBNAIL = 2.6, 1.2, 0.5
+_LARGEST, _SMALLEST, _THUMBNAIL, _LEAST = 2.6, 1.2, 0.5, 0.05
 
 
 def save_similarities(
@@ -25,7 +25,7 @@ def save_similarities(
 
     Args:
         panels: matrices over the same photographs.
-        photographs: as many as the matrices have blocks.
+        photographs: as many as the matrices have blocks; left out where they would be dots.
         path: `.png`, `.pdf` or `.svg`.
         dpi: pixels an inch of a `.png`.
 
@@ -43,7 +43,7 @@ def save_similarities(
     left, top = MARGIN + _THUMBNAIL, MARGIN + _TITLE
     width = left + len(panels) * (side + _APART) - _APART + _BAR
     sheet = Sheet(width, top + side + _UNDER)
-    for row, pixels in enumerate(photographs):
+    for row, pixels in enumerate(photographs if thumbnail > _LEAST else ()):
         x, y = left - 0.05 - thumbnail, top + (row + 0.5) * block - thumbnail / 2
         sheet.photograph(x, y, thumbnail, pixels)
     low = min(float(panel.matrix.min()) for panel in panels)

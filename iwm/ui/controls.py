@@ -38,6 +38,6 @@ def positions(rows: tuple[Slider, ...], values: tuple[float, ...] | None) -> lis
     if values is None:
         return [gr.skip() for _ in rows]
     return [
-        bool(value) if slider.switch else round(min(max(value, slider.low), slider.high), 2)
+        bool(value) if slider.switch else min(max(round(value, 2), slider.low), slider.high)
         for slider, value in zip(rows, values, strict=True)
     ]

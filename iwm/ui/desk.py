@@ -1,4 +1,4 @@
-"""What the page does when somebody does something: from events to HTML, for one session at a time.
+"""What the page does when somebody does something: from events to HTML, for one browser tab at a time.
 
 No browser and no gradio: values come in, values go out, and what a user can do wrong comes back as words.
 """
@@ -32,7 +32,7 @@ _NO_ORIGINAL = (
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Kept:
-    """What a session keeps of its photograph between two moves of a slider.
+    """What a browser tab keeps of its photograph between two moves of a slider.
 
     Attributes:
         photo: encoded.
@@ -66,6 +66,13 @@ class Desk:
     def preparing(self) -> str:
         """What `keep` is about to do, in words."""
         return "one moment." if self.shelf else f"encoding {BANK_SIZE} views of it, some seconds."
+
+    @property
+    def bytes_kept(self) -> int:
+        """Memory that one tab's photograph takes, views included."""
+        encoder = self.model.config.encoder
+        patches = (self.model.preprocess.size // encoder.patch_size) ** 2
+        return (1 if self.shelf else BANK_SIZE) * patches * encoder.width * 4
 
     def open(self, upload: str | None) -> Photo:
         """An uploaded file, decoded and encoded.

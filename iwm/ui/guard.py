@@ -8,6 +8,7 @@ the browser is told to ask nobody else for anything.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -21,9 +22,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _EVENT = "/gradio_api/queue/join"
+_UPLOAD = "/gradio_api/upload"
 _LARGEST_EVENT = 1 << 20
 _GET = re.compile(
-    r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/pwa_icon(/\d+)?|/(assets|static)/[\w./@-]+"
+    r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/[\w./@-]+"
     r"|/gradio_api/(queue/data|upload_progress|startup-events|app_id|theme\.css|heartbeat/\w+)"
 )
 _POST = re.compile(r"/gradio_api/(upload|queue/join|cancel|reset)")
@@ -49,11 +51,16 @@ class Guard:
         app: what answers them.
         uploads: the folder of the only files that an event may name.
         hosts: names by which the page may be called, so that no foreign name can be pointed at
-            this machine; empty for any.
+            this machine.
+        addresses: whether any address in numbers will do as well; those cannot be pointed elsewhere.
+        most: bytes of one upload; other requests are small.
     """
 
-    def __init__(self, app: App, uploads: Path, hosts: Collection[str] = ()) -> None:
+    def __init__(
+        self, app: App, uploads: Path, hosts: Collection[str], *, addresses: bool = False, most: int = 1 << 26
+    ) -> None:
         self._app, self._uploads, self._hosts = app, uploads.resolve(), frozenset(hosts)
+        self._addresses, self._most = addresses, most
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer, or refuse."""
@@ -63,6 +70,7 @@ class Guard:
         if scope["type"] != "http":
             return  # A websocket is never answered, which closes it.
         status = self._refusal(scope)
+        receive = _counted(receive, self._most if scope["path"] == _UPLOAD else _LARGEST_EVENT)
         if not status and scope["path"] == _EVENT:
             event = await _read(receive)
             if event is None or not self._names_uploads_alone(event):
@@ -85,15 +93,26 @@ class Guard:
         """A status to refuse with, or 0."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if self._hosts and urlsplit(f"//{host}").hostname not in self._hosts:
-            return 403
-        if origin is not None and urlsplit(origin).netloc != host:
+        try:
+            known = self._knows(urlsplit(f"//{host}").hostname or "")
+            if not known or (origin is not None and urlsplit(origin).netloc != host):
+                return 403
+        except ValueError:  # Half a bracket, say.
             return 403
         path, method = scope["path"], scope["method"]
         allowed = _GET if method in ("GET", "HEAD") else _POST if method == "POST" else None
         if allowed is None or ".." in path or not allowed.fullmatch(path):
             return 404
         return 0
+
+    def _knows(self, host: str) -> bool:
+        if host in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return self._addresses
 
     def _names_uploads_alone(self, value: Any) -> bool:
         if isinstance(value, list):
@@ -112,6 +131,19 @@ class Guard:
             return False
 
 
+def _counted(receive: Receive, most: int) -> Receive:
+    """The same, to the sender's end where more bytes come than they may."""
+    count = 0
+
+    async def receiving() -> Message:
+        nonlocal count
+        message = await receive()
+        count += len(message.get("body", b""))
+        return message if count <= most else {"type": "http.disconnect"}
+
+    return receiving
+
+
 async def _read(receive: Receive) -> Any:
     """The JSON of a request's body; None where it is none, or too long."""
     body = b""
@@ -120,8 +152,6 @@ async def _read(receive: Receive) -> Any:
         if message["type"] != "http.request":
             return None
         body += message.get("body", b"")
-        if len(body) > _LARGEST_EVENT:
-            return None
         if not message.get("more_body"):
             break
     try:

@@ -22,8 +22,8 @@ from iwm.ui.html import NOTHING_YET, alert, status
 from iwm.ui.photo import Photo
 
 STYLE = Path(__file__).with_name("page.css")
-SESSIONS = 24
-"""Photographs kept at a time, one a browser tab: at about 17 MB each for `iwm-tiny`."""
+_MOST_TABS, _MEMORY = 24, 1 << 30
+"""Browser tabs whose photographs are kept, and the bytes that the views of all may take."""
 _KEPT_SECONDS = 4 * 3600
 _UPLOADS_KEPT = (300, 900)
 """Seconds between looks for old uploads, and the age at which they go."""
@@ -149,12 +149,16 @@ def build(desk: Desk) -> gr.Blocks:
         )  # fmt: skip
         swept.change(desk.grid, [kept, swept], grid, **_LIVE, **_QUIET)
         ask.click(find_out, [kept, edited, *undoing], [reading, *undoing], show_progress="minimal", **_QUIET)
-        for button, group, rows in (
-            (reset_asking, asking, desk.asking),
-            (reset_undoing, undoing, desk.undoing),
-        ):
-            button.click(lambda rows=rows: starts(rows), None, group, show_progress="hidden", **_QUIET)
-    page.state_session_capacity = SESSIONS
+        reset_asking.click(lambda: starts(desk.asking), None, asking, show_progress="hidden", **_QUIET)
+
+        def start_again(old: Kept | None) -> list[Any]:
+            rows = starts(desk.undoing)
+            return [None, "", *rows, *desk.undo(old, None, rows)]
+
+        reset_undoing.click(
+            start_again, kept, [edited, reading, *undoing, undone, control], show_progress="hidden", **_QUIET
+        )
+    page.state_session_capacity = min(max(_MEMORY // desk.bytes_kept, 2), _MOST_TABS)
     return page
 
 

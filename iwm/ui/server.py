@@ -29,6 +29,8 @@ _SILENCE = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
+_FORM_BYTES = 1 << 16
+"""Around an uploaded file."""
 
 
 def check_gradio() -> None:
@@ -45,7 +47,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ServerError(f"No machine is called {host}; leave --host out for this one alone.") from error
     listener = socket.socket(family, kind, protocol)
     try:
@@ -56,7 +58,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise ServerError(f"Port {port} is in use; choose another, such as --port {port + 1}.") from error
+            free = port + 1 if port < 65535 else 0
+            raise ServerError(f"Port {port} is in use; choose another, such as --port {free}.") from error
         raise ServerError(f"Cannot serve at {host}, port {port}: {error.strerror}.") from error
     return listener
 
@@ -107,8 +110,13 @@ def _application(desk: Desk, uploads: Path, listener: socket.socket) -> Guard:
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
     )  # fmt: skip
     page.has_launched = True  # Only then does gradio check where the files of events lie.
-    local = ipaddress.ip_address(host).is_loopback
-    return Guard(app, uploads, _LOCAL_NAMES if local else ())
+    own = socket.gethostname().lower()
+    names = (
+        {*_LOCAL_NAMES, host}
+        if (local := ipaddress.ip_address(host).is_loopback)
+        else {"localhost", own, f"{own}.local"}
+    )
+    return Guard(app, uploads, names, addresses=not local, most=MOST_BYTES + _FORM_BYTES)
 
 
 def _run(app: Guard, listener: socket.socket, started: Callable[[], None]) -> None:

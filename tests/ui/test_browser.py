@@ -205,6 +205,7 @@ def test_an_edit_is_undone_and_the_original_found(visit, folder):
     here.screenshot("undo")
     here.page.locator("#iwm-undo-reset").click()
     here.says("#iwm-undone", "Nothing is undone yet")
+    here.upload(folder / "edited.png", "edited")
     here.page.locator("#iwm-find-out").click()
     here.says("#iwm-reading", re.compile("Read by comparison with the untouched photograph: brightness x0"))
     here.says("#iwm-undone", re.compile(r"Undone: brightness x0\."))

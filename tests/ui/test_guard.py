@@ -23,8 +23,26 @@ async def echo(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
+async def swallow(scope, receive, send):
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    words = b"gone" if message["type"] == "http.disconnect" else str(size).encode()
+    await send({"type": "http.response.body", "body": words})
+
+
 def ask(
-    path, method="GET", hosts=LOCAL, kind="http", body=b"{}", app=everything, uploads="/uploads", **headers
+    path,
+    method="GET",
+    hosts=LOCAL,
+    kind="http",
+    body=b"{}",
+    app=everything,
+    uploads="/uploads",
+    addresses=False,
+    **headers,
 ):
     """Status, headers and body of one request."""
     sent = []
@@ -39,7 +57,7 @@ def ask(
     headers = {"host": "127.0.0.1:7860"} | headers
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": kind, "path": path, "method": method, "headers": pairs}
-    asyncio.run(Guard(app, Path(uploads), hosts)(scope, receive, send))
+    asyncio.run(Guard(app, Path(uploads), hosts, addresses=addresses)(scope, receive, send))
     if not sent:
         return None, {}, b""
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
@@ -81,7 +99,7 @@ def test_nothing_else_does(method, path):
 @pytest.mark.parametrize(
     "headers",
     [
-        {"host": "evil.example"}, {"host": "evil.example:7860"}, {"host": ""}, {"origin": "http://evil.example"},
+        {"host": "["}, {"origin": "http://["}, {"host": "evil.example"}, {"host": "evil.example:7860"}, {"host": ""}, {"origin": "http://evil.example"},
         {"origin": "null"}, {"origin": "http://127.0.0.1:9999"},
     ],
     ids=str,
@@ -96,9 +114,19 @@ def test_this_machine_has_several_names(host):
     assert ask("/", host=host)[0] == 200
 
 
-def test_a_page_shown_to_the_network_has_any_name():
-    assert ask("/", hosts=(), host="box.lan:7860")[0] == 200
-    assert ask("/", hosts=(), host="box.lan:7860", origin="http://evil.example")[0] == 403
+def test_a_page_shown_to_the_network_has_its_names_and_any_address():
+    """A name that somebody else owns could be pointed here; an address could not."""
+    shown = {"hosts": {"box.lan"}, "addresses": True}
+    for host in ("box.lan:7860", "192.168.7.5:7860", "[fe80::1]:7860"):
+        assert ask("/", host=host, **shown)[0] == 200
+    assert ask("/", host="evil.example:7860", origin="http://evil.example:7860", **shown)[0] == 403
+    assert ask("/", host="box.lan:7860", origin="http://evil.example", **shown)[0] == 403
+
+
+@pytest.mark.parametrize(("path", "most"), [("/gradio_api/cancel", 1 << 20), ("/gradio_api/upload", 1 << 26)])
+def test_bodies_end_where_they_grow_too_large(path, most):
+    assert ask(path, "POST", body=b"a" * most, app=swallow)[2] == str(most).encode()
+    assert ask(path, "POST", body=b"a" * (most + 1), app=swallow)[2] == b"gone"
 
 
 def test_websockets_get_no_answer():

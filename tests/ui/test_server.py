@@ -27,6 +27,17 @@ def fresh_port():
         yield taken.getsockname()[1]
 
 
+def test_the_last_port_in_use(monkeypatch):
+    with socket.create_server(("127.0.0.1", 65535)), pytest.raises(ServerError, match=r"such as --port 0\."):
+        listen("127.0.0.1", 65535)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70])
+def test_a_host_that_is_no_name(host):
+    with pytest.raises(ServerError, match="No machine is called"):
+        listen(host, 0)
+
+
 def test_a_host_that_is_not_here(monkeypatch):
     with pytest.raises(ServerError, match=r"Cannot serve at 192\.0\.2\.1, port 0"):
         listen("192.0.2.1", 0)
