@@ -165,6 +165,11 @@ def draw_views(
     return draw_photometry(drawn_from, seed=seed, keys=[(index, view) for view in range(count)])
 
 
+def target_distribution(model: WorldModel) -> Distribution:
+    """What the model was trained to lead to: jitter alone, unless its targets had everything."""
+    return "full" if model.config.actions.symmetric else "jitter"
+
+
 def _rank_image(model: WorldModel, image: ImageLike, params: Tensor, protocol: Protocol) -> dict[str, Tensor]:
     """Ranks of one image's queries, and of its baselines' queries, `[bank_size]` each."""
     clean_pixels = model.preprocess.one(image)[None].to(model.encoder.mean.device)

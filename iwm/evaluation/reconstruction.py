@@ -19,7 +19,7 @@ from torch import Tensor
 
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.errors import InvalidConfigError, InvalidDataError
-from iwm.evaluation.mrr import Distribution, draw_views
+from iwm.evaluation.mrr import draw_views, target_distribution
 from iwm.images import ImageLike
 from iwm.world_model import WorldModel
 
@@ -87,7 +87,7 @@ def reconstruction(
     if not images:
         raise InvalidDataError("Nothing to decode: pass at least one image.")
     model.load_decoder()
-    drawn_from: Distribution = "full" if model.config.actions.symmetric else "jitter"
+    drawn_from = target_distribution(model)
     scores: dict[str, list[tuple[float, float]]] = {
         name: [] for name in ("encoded", "predicted", "transformed", "untouched")
     }

@@ -14,7 +14,7 @@ from typing import Any
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.demo import Retrieval
 from iwm.errors import InvalidConfigError
-from iwm.evaluation.mrr import Distribution, Protocol, check_protocol, draw_views
+from iwm.evaluation.mrr import Distribution, Protocol, check_protocol, draw_views, target_distribution
 from iwm.world_model import WorldModel
 
 NAMED: dict[str, Action] = {
@@ -59,11 +59,6 @@ def random_actions(
         action = Action.between(CLEAN if protocol == "apply" else start, CLEAN if protocol == "undo" else end)
         named[f"{number}. {_in_short(action.source)}\nto {_in_short(action.target)}"] = action
     return named
-
-
-def target_distribution(model: WorldModel) -> Distribution:
-    """What the model was trained to lead to: jitter alone, unless its targets had everything."""
-    return "full" if model.config.actions.symmetric else "jitter"
 
 
 def retrievals_to_dict(retrievals: Sequence[Retrieval]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iwm.evaluation.mrr import mrr
+from iwm.evaluation.mrr import mrr, target_distribution
 from iwm.world_model import WorldModel
 
 IMAGES = 64
@@ -34,11 +34,11 @@ def monitor(model: WorldModel, crops: Tensor, transformed: Tensor) -> dict[str, 
     """
     clean = model.encoder(crops[:IMAGES].float() / 255.0).mean(dim=1)
     moved = model.encoder(transformed[:IMAGES]).mean(dim=1)
-    drawn = "full" if model.config.actions.symmetric else "jitter"
+    drawn = target_distribution(model)
     return {
         "effective_rank": effective_rank(clean),
         "cosine": float(F.cosine_similarity(clean - clean.mean(0), moved - moved.mean(0)).mean()),
-        "online_apply_mrr": mrr(model, crops[:BANKS], bank_size=BANK_SIZE, distribution=drawn).mrr,  # type: ignore[arg-type]
+        "online_apply_mrr": mrr(model, crops[:BANKS], bank_size=BANK_SIZE, distribution=drawn).mrr,
         "online_undo_mrr": mrr(model, crops[:BANKS], bank_size=BANK_SIZE, protocol="undo").mrr,
     }
 

@@ -18,7 +18,7 @@ from iwm.actions import CLEAN, Action, Photometry
 from iwm.bank import Bank, distances
 from iwm.edits import in_words
 from iwm.errors import InvalidDataError, InvalidImageError
-from iwm.evaluation.mrr import draw_views
+from iwm.evaluation.mrr import draw_views, target_distribution
 from iwm.evaluation.ranking import rank_of
 from iwm.images import open_rgb, to_pil
 from iwm.index import Index
@@ -80,8 +80,7 @@ class Views:
 
     def __init__(self, model: WorldModel, photo: Photo, count: int = BANK_SIZE - 1) -> None:
         self.photo = photo
-        distribution = "full" if model.config.actions.symmetric else "jitter"
-        params = draw_views(model, count, distribution=distribution, seed=0, index=0)  # type: ignore[arg-type]
+        params = draw_views(model, count, distribution=target_distribution(model), seed=0, index=0)
         self._views = [Photometry.from_params(row) for row in params]
         actions = [Action.between(CLEAN, view) for view in self._views]
         self._latents = Bank.from_views(model, photo.pixels, actions).latents.to(photo.latent.tokens.dtype)
