@@ -170,13 +170,18 @@ class Shelf:
             return self._reader
 
 
-@functools.lru_cache(maxsize=_THUMBNAILS)
 def thumbnail(path: str) -> Image.Image | None:
-    """The middle of a photograph, small; None where it cannot be read."""
+    """The middle of a photograph, small; None where it cannot be read now."""
     try:
-        picture = open_rgb(read_bytes(File(path, 0, 0)), at_least=_THUMBNAIL, name=path)
-    except InvalidImageError:
+        return _thumbnail(path, os.stat(path).st_mtime_ns if os.path.exists(path) else 0)
+    except (InvalidImageError, OSError):
         return None
+
+
+@functools.lru_cache(maxsize=_THUMBNAILS)
+def _thumbnail(path: str, changed: int) -> Image.Image:
+    """Kept until the file changes; what cannot be read is tried again."""
+    picture = open_rgb(read_bytes(File(path, 0, 0)), at_least=_THUMBNAIL, name=path)
     return ImageOps.fit(picture, (_THUMBNAIL, _THUMBNAIL))
 
 

@@ -1,6 +1,7 @@
 """Where pages look things up: a library's photographs and their thumbnails."""
 
 import importlib.util
+import os
 import shutil
 
 import pytest
@@ -80,5 +81,11 @@ def test_a_thumbnail_is_the_middle_of_a_photograph(tmp_path):
     assert least_blue >= 247
 
 
-def test_a_photograph_that_is_gone_has_none(tmp_path):
-    assert thumbnail(str(tmp_path / "gone.png")) is None
+def test_a_photograph_that_is_gone_has_none_until_it_is_back_and_changes_are_seen(tmp_path):
+    path = tmp_path / "gone.png"
+    assert thumbnail(str(path)) is None
+    Image.new("RGB", (200, 200), "red").save(path)
+    assert thumbnail(str(path)).getpixel((5, 5)) == (255, 0, 0)
+    Image.new("RGB", (200, 200), "blue").save(path)
+    os.utime(path, ns=(1, 1))
+    assert thumbnail(str(path)).getpixel((5, 5)) == (0, 0, 255)
