@@ -153,10 +153,14 @@ def build(desk: Desk) -> gr.Blocks:
 
         def start_again(old: Kept | None) -> list[Any]:
             rows = starts(desk.undoing)
-            return [None, "", *rows, *desk.undo(old, None, rows)]
+            return [None, "", "", *rows, *desk.undo(old, None, rows)]
 
         reset_undoing.click(
-            start_again, kept, [edited, reading, *undoing, undone, control], show_progress="hidden", **_QUIET
+            start_again,
+            kept,
+            [edited, message, reading, *undoing, undone, control],
+            show_progress="hidden",
+            **_QUIET,
         )
     page.state_session_capacity = min(max(_MEMORY // desk.bytes_kept, 2), _MOST_TABS)
     return page
