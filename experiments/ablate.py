@@ -289,9 +289,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="arms at a time")
+    parser.add_argument("--threads", type=int, help="of every arm; the cores are shared out if not given")
     options = parser.parse_args()
     arms = arms_of(options.name, options)
-    threads = max((os.cpu_count() or 1) // options.jobs, 1)
+    threads = options.threads or max((os.cpu_count() or 1) // options.jobs, 1)
     for arm in arms:
         print(shlex.join(["iwm", "pretrain", *arm.words(options)]), flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:

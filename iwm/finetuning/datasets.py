@@ -25,7 +25,7 @@ from iwm.finetuning.augment import augment_image, rand_augment
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.folders import Split, TaskData
 from iwm.images import Preprocess, open_rgb, to_pil
-from iwm.training.data import Batch, StepSampler, as_bytes, cropped_image
+from iwm.training.data import Batch, StepSampler, as_bytes, cropped_image, outlive_first_signal
 from iwm.training.distributed import World
 
 _SCALE_STREAM = 14
@@ -194,6 +194,7 @@ class TaskSource:
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=outlive_first_signal,
         )
 
     def state(self) -> None:
