@@ -265,15 +265,19 @@ def open_openvino(path: Path, precision: str) -> Run:
     """Compile an OpenVINO graph for the CPU.
 
     Folders of `fp16` and `int8` run the rest of their work in bf16 where the processor has it.
+
+    Raises:
+        MissingBackendError: OpenVINO is not installed.
+        IncompatibleWeightsError: it cannot run the graph.
     """
     core = _core()
-    able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    options = {
-        "INFERENCE_PRECISION_HINT": "bf16" if able and precision != "fp32" else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
     try:
+        able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if able and precision != "fp32" else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         compiled = core.compile_model(core.read_model(str(path)), "CPU", options)
     except RuntimeError as error:
         raise IncompatibleWeightsError(f"OpenVINO cannot run {path}: {quoted(error, 300)}") from error
@@ -286,7 +290,12 @@ def open_openvino(path: Path, precision: str) -> Run:
 
 
 def open_onnx(path: Path, precision: str) -> Run:
-    """Open an ONNX graph in ONNX Runtime, on the CPU."""
+    """Open an ONNX graph in ONNX Runtime, on the CPU.
+
+    Raises:
+        MissingBackendError: ONNX Runtime is not installed.
+        IncompatibleWeightsError: it cannot run the graph.
+    """
     try:
         import onnxruntime
     except ImportError as error:

@@ -56,6 +56,9 @@ def act(
         view: how it should look.
         place: the photograph's own views, or a library.
         k: how many of the nearest to show.
+
+    Raises:
+        IncompatibleLatentError: the library is of another model.
     """
     action = Action.between(CLEAN, view)
     predicted = photo.latent if action.is_identity else model.apply_action(photo.latent, action)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iwm.actions import Photometry
-from iwm.errors import InvalidConfigError, InvalidImageError, IWMError
+from iwm.errors import InvalidActionError, InvalidConfigError, InvalidImageError, IWMError
 from iwm.images import ImageLike
 from iwm.ui.acting import act, sweep
 from iwm.ui.html import NOTHING_YET, acted_html, alert, control_html, grid_html, status, undone_html
@@ -52,7 +52,8 @@ class Desk:
         uploads: the only folder from which files are read.
 
     Raises:
-        InvalidActionError: a model that was finetuned as a whole cannot act.
+        InvalidActionError: a model that was finetuned as a whole cannot act, one that was trained
+            without actions has nothing to move.
     """
 
     def __init__(self, model: WorldModel, shelf: Shelf | None, uploads: Path) -> None:
@@ -61,6 +62,15 @@ class Desk:
             model.load_decoder()
         self.model, self.shelf, self._uploads = model, shelf, uploads.resolve()
         self.asking, self.undoing = sliders(model), sliders(model, undoing=True)
+        if not self.sweepable:
+            raise InvalidActionError(
+                "This model was trained on untouched views alone, and knows no action: there is nothing to move."
+            )
+
+    @property
+    def sweepable(self) -> list[Slider]:
+        """The sliders that can be moved."""
+        return [slider for slider in self.asking if slider.trained]
 
     @property
     def preparing(self) -> str:

@@ -20,6 +20,7 @@ from iwm.ui.controls import controls, positions, starts
 from iwm.ui.desk import Desk, Kept, Values
 from iwm.ui.html import NOTHING_YET, alert, status
 from iwm.ui.photo import Photo
+from iwm.ui.places import BANK_SIZE
 
 STYLE = Path(__file__).with_name("page.css")
 _MOST_TABS, _MEMORY = 24, 1 << 30
@@ -75,7 +76,7 @@ def build(desk: Desk) -> gr.Blocks:
                     undone = gr.HTML(NOTHING_YET, elem_id="iwm-undone")
                     control = gr.HTML(elem_id="iwm-control")
             with gr.Tab("Grid"):
-                choices = [(s.label, s.name) for s in desk.asking if s.trained]
+                choices = [(s.label, s.name) for s in desk.sweepable]
                 swept = gr.Radio(choices, value=choices[0][1], label="Parameter", elem_id="iwm-swept")
                 grid = gr.HTML(NOTHING_YET, elem_id="iwm-grid")
         if desk.model.config.decoder is None:
@@ -167,7 +168,11 @@ def build(desk: Desk) -> gr.Blocks:
 
 
 def _header(desk: Desk) -> str:
-    where = f"a library of {len(desk.shelf):,} photographs" if desk.shelf else "256 views of your photograph"
+    where = (
+        f"a library of {len(desk.shelf):,} photographs"
+        if desk.shelf
+        else f"{BANK_SIZE} views of your photograph"
+    )
     return (
         '<header class="iwm-header"><h1>Image world model</h1>'
         "<p>Move a slider: the model imagines the change in latent space, without touching a pixel, and "

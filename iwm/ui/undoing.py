@@ -67,6 +67,9 @@ def undo(
         edit: what was done to it.
         place: the original's views, or a library.
         k: how many of the nearest to show.
+
+    Raises:
+        IncompatibleLatentError: the library is of another model.
     """
     action = Action.between(edit, CLEAN)
     predicted = edited.latent if action.is_identity else model.apply_action(edited.latent, action)

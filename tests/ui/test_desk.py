@@ -1,7 +1,10 @@
 """From events to HTML: what sessions keep, and what a user can do wrong."""
 
+import dataclasses
+
 import pytest
 
+from iwm.config import PhotometryDistribution
 from iwm.errors import InvalidActionError, InvalidImageError
 from iwm.ui.desk import MOST_BYTES, Desk, Kept
 from iwm.ui.html import NOTHING_YET
@@ -94,4 +97,14 @@ def test_sessions_do_not_share_what_they_keep(desk, kept, acting_model, colours)
 def test_a_model_that_cannot_act_is_refused_at_once(acting_model, tmp_path):
     acting_model.config = acting_model.config.replace(tuned="all")
     with pytest.raises(InvalidActionError, match="finetuned"):
+        Desk(acting_model, None, tmp_path)
+
+
+def test_so_is_one_that_has_nothing_to_move(acting_model, tmp_path):
+    untouched = PhotometryDistribution(
+        jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, solarize_probability=0.0
+    )
+    actions = dataclasses.replace(acting_model.config.actions, distribution=untouched)
+    acting_model.config = acting_model.config.replace(actions=actions)
+    with pytest.raises(InvalidActionError, match="nothing to move"):
         Desk(acting_model, None, tmp_path)
