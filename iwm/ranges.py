@@ -45,9 +45,10 @@ def trained_range(actions: ActionConfig, *, jitter_alone: bool = False) -> Train
     """
     d = actions.distribution
     low, high = list(IDENTITY), list(IDENTITY)
-    for column, strength in enumerate((d.brightness, d.contrast, d.saturation)):
-        low[column], high[column] = max(0.0, 1.0 - strength), 1.0 + strength
-    low[3], high[3] = -d.hue, d.hue
+    if d.jitter_probability > 0:
+        for column, strength in enumerate((d.brightness, d.contrast, d.saturation)):
+            low[column], high[column] = max(0.0, 1.0 - strength), 1.0 + strength
+        low[3], high[3] = -d.hue, d.hue
     if not jitter_alone:
         high[4] = float(d.grayscale_probability > 0)
         high[5] = d.blur_sigma[1] if d.blur_probability > 0 else 0.0
