@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
-from iwm.errors import InvalidConfigError, SaveError
+from iwm.errors import InvalidConfigError, SaveError, quoted
+from iwm.files import write_text
 from iwm.training.config import RunConfig
 
 
@@ -87,13 +89,27 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A run of Weights & Biases, named after the run folder, and continued with it."""
+    """A run of Weights & Biases, named after the run folder, and continued with it.
+
+    Its id is kept in the folder: two folders of the same name are two runs.
+    """
 
     def __init__(self, project: str, out: Path) -> None:
         import wandb
 
-        name = out.absolute().name
-        self.run = wandb.init(project=project, name=name, id=name, dir=str(out), resume="allow")
+        kept = out / "wandb" / "run-id.txt"
+        run_id = kept.read_text(encoding="utf-8").strip() if kept.is_file() else uuid4().hex[:12]
+        kept.parent.mkdir(exist_ok=True)  # Where the client puts its own files.
+        try:
+            self.run = wandb.init(
+                project=project, name=out.absolute().name, id=run_id, dir=str(out), resume="allow"
+            )
+        except wandb.errors.Error as error:
+            raise InvalidConfigError(
+                f"Weights & Biases did not start: {quoted(error, 300).rstrip('.')}. Log in first (wandb login), or keep the curves "
+                "on this machine: WANDB_MODE=offline"
+            ) from error
+        write_text(kept, f"{run_id}\n")
 
     def log(self, record: dict[str, Any]) -> None:
         self.run.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])

@@ -81,6 +81,37 @@ def test_a_run_writes_what_it_logs_for_tensorboard_too(tmp_path):
     assert events["twice"] == {2: 2.0, 4: 6.0, 6: 10.0}
 
 
+def test_weights_and_biases_gets_the_same_and_one_run_a_folder(tmp_path, monkeypatch):
+    """The real client, which keeps its records on this machine; a name that is no run id in two places."""
+    wandb = pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    runs, init = [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: runs.append(init(**options)) or runs[-1])
+    for folder in (tmp_path / "a" / "run #1", tmp_path / "b" / "run #1"):
+        with pytest.raises(RuntimeError, match="power cut"):
+            _train(folder, OneNumber(fails_at=4), wandb="project")
+        assert _train(folder, wandb="project")
+    assert [run.name for run in runs] == ["run #1"] * 4
+    assert runs[0].id == runs[1].id != runs[2].id == runs[3].id
+    kept = [file.read_bytes() for file in sorted((tmp_path / "a").rglob("*.wandb"))]
+    assert len(kept) == 2
+    for line in (tmp_path / "a" / "run #1" / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert str(record["loss"]).encode() in kept[record["step"] > 4]
+
+
+def test_weights_and_biases_that_does_not_start_says_what_to_do(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+
+    def refuse(**_):
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(InvalidConfigError, match=r"No API key configured\. Log in .*WANDB_MODE=offline"):
+        _train(tmp_path, wandb="project")
+
+
 def test_without_it_nothing_is_written(tmp_path):
     assert make_trackers(RunConfig(), tmp_path) == []
     _train(tmp_path)
