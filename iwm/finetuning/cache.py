@@ -3,7 +3,7 @@
 A file holds the tokens `[views x images, N, D]` float16 of every view of every image. Its name
 is a hash of all that they depend on: the encoder (`WorldModel.space`), the files and their sizes
 and times, the crops, the seed. So a file either is what is asked for or has another name; it is
-written whole or not at all.
+written whole or not at all. One that was damaged since is made again.
 """
 
 from __future__ import annotations
@@ -78,16 +78,17 @@ def cached_latents(
         InvalidDataError: an image cannot be read.
     """
     path = folder / f"latents-{_fingerprint(model, paths, config, marginalise)}.npy"
-    if path.is_file():
-        return path
     views, count = max(config.cache_views, 1), len(paths)
     keys = [(view, index) for view in range(views) for index in range(count)]
     device = model.encoder.mean.device
     side = model.preprocess.size // model.config.encoder.patch_size
+    shape = (len(keys), side * side, model.config.encoder.width)
+    if path.is_file():
+        if _holds(path, shape):
+            return path
+        log.warning("%s is damaged; its latents are computed anew", path)
     with atomic_write(path) as temporary:
-        tokens = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.float16, shape=(len(keys), side * side, model.config.encoder.width)
-        )
+        tokens = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         dataset = CropDataset(paths, model.config.preprocess, config)
         batches = [keys[i : i + _BATCH] for i in range(0, len(keys), _BATCH)]
         loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.data.workers)
@@ -104,6 +105,15 @@ def cached_latents(
         del tokens
     log.info("kept the latents of %d views in %s", len(keys), path)
     return path
+
+
+def _holds(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a file is a whole array of such a shape."""
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # No array, or fewer bytes than it says.
+        return False
+    return isinstance(tokens, np.ndarray) and tokens.shape == shape and tokens.dtype == np.float16
 
 
 @torch.no_grad()

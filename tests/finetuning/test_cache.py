@@ -1,7 +1,9 @@
 """Kept latents: the same as encoding again, made once, under another name for anything else."""
 
+import logging
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,6 +78,23 @@ def test_a_file_that_was_cut_off_is_not_there(model, paths, make_config, tmp_pat
             cached_latents(model, paths, make_config(cache_views=1), tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert cached_latents(model, paths, make_config(cache_views=1), tmp_path).is_file()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "words", "shape", "kind"])
+def test_a_file_that_was_damaged_is_made_again(model, paths, make_config, tmp_path, caplog, damage):
+    config = make_config(cache_views=1)
+    path = cached_latents(model, paths, config, tmp_path)
+    whole = path.read_bytes()
+    if damage == "shape":
+        np.save(path, np.load(path)[1:])
+    elif damage == "kind":
+        np.save(path, np.load(path).astype(np.float32))
+    else:
+        path.write_bytes({"cut": whole[:-100], "empty": b"", "words": b"no array"}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert cached_latents(model, paths, config, tmp_path) == path
+    assert path.read_bytes() == whole
+    assert f"{path} is damaged" in caplog.text
 
 
 def test_averages_of_predictions_are_that(model):
