@@ -9,7 +9,6 @@ Overrides from the command line are typed and dotted, e.g. `--optim.lr 5e-4`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -179,12 +178,40 @@ def multitask() -> FinetuneConfig:
 
     Command: `iwm finetune --recipe multitask --data a=DIR --data b=DIR --out DIR`.
     """
-    return predictor().replace(epochs=0.0, steps=50 * _IMAGENET // 512, batch_size=512, monitor_every=5000)
+    return _several(predictor())
 
 
 def multitask_small() -> FinetuneConfig:
     """As `predictor_small`: 32 images of every task a step, 3,000 steps."""
-    return predictor_small().replace(epochs=0.0, steps=3000, batch_size=32, monitor_every=300)
+    return _several_small(predictor_small())
+
+
+def multitask_encoder() -> FinetuneConfig:
+    """One encoder for several tasks and a linear layer each: `encoder`, for as long as `multitask` (O)."""
+    return _several(encoder())
+
+
+def multitask_encoder_small() -> FinetuneConfig:
+    """As `encoder_small`, for as long as `multitask_small`."""
+    return _several_small(encoder_small())
+
+
+def multitask_end_to_end() -> FinetuneConfig:
+    """Encoder and predictor for several tasks: `end_to_end`, for as long as `multitask` (O)."""
+    return _several(end_to_end())
+
+
+def multitask_end_to_end_small() -> FinetuneConfig:
+    """As `end_to_end_small`, for as long as `multitask_small`."""
+    return _several_small(end_to_end_small())
+
+
+def _several(config: FinetuneConfig) -> FinetuneConfig:
+    return config.replace(epochs=0.0, steps=50 * _IMAGENET // 512, batch_size=512, monitor_every=5000)
+
+
+def _several_small(config: FinetuneConfig) -> FinetuneConfig:
+    return config.replace(epochs=0.0, steps=3000, batch_size=32, monitor_every=300)
 
 
 def _optim(**changes: Any) -> OptimConfig:
@@ -208,12 +235,16 @@ RECIPES: dict[str, Callable[[], FinetuneConfig]] = {
     for recipe in (
         linear, linear_small, attentive, attentive_small, encoder, encoder_small, predictor, predictor_small,
         end_to_end, end_to_end_small, segmentation, segmentation_small, multitask, multitask_small,
+        multitask_encoder, multitask_encoder_small, multitask_end_to_end, multitask_end_to_end_small,
     )
 }  # fmt: skip
 
 
 def find_recipe(name: str, tasks: int = 1) -> FinetuneConfig:
     """The configuration of a recipe, for so many tasks.
+
+    The batch of `multitask` recipes grows with their number; that of others is as large, less what
+    cannot be split evenly between the tasks.
 
     Raises:
         UnknownModelError: no such recipe; the nearest names are in the message.
@@ -222,8 +253,9 @@ def find_recipe(name: str, tasks: int = 1) -> FinetuneConfig:
         raise UnknownModelError(f'No recipe is called "{name}".{nearest(name, RECIPES)}')
     config = RECIPES[name]()
     if name.startswith("multitask"):
-        return dataclasses.replace(config, batch_size=config.batch_size * tasks)
-    return config
+        return config.replace(batch_size=config.batch_size * tasks)
+    multiple = tasks * (2 if config.augment.mixes else 1)  # Images are mixed in pairs within a task.
+    return config.replace(batch_size=max(config.batch_size // multiple, 1) * multiple)
 
 
 def protocol(task: str, tune: str, head: str | None, tasks: int) -> str:
@@ -232,6 +264,7 @@ def protocol(task: str, tune: str, head: str | None, tasks: int) -> str:
         return "segmentation"
     if tune == "none":
         return "linear" if head == "linear" else "attentive"
+    name = {"encoder": "encoder", "all": "end-to-end"}.get(tune, "predictor")
     if tasks > 1:
-        return "multitask"
-    return {"predictor": "predictor", "encoder": "encoder", "all": "end-to-end"}.get(tune, "predictor")
+        return "multitask" if name == "predictor" else f"multitask-{name}"
+    return name

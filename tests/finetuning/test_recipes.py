@@ -3,6 +3,7 @@
 import pytest
 
 from iwm.errors import UnknownModelError
+from iwm.finetuning.datasets import check_shares
 from iwm.finetuning.recipes import RECIPES, find_recipe, protocol
 from iwm.training.schedules import learning_rate
 
@@ -78,12 +79,41 @@ def test_every_protocol_has_a_small_twin():
         (("classification", "predictor", "linear", 1), "predictor"),
         (("classification", "predictor", None, 3), "multitask"),
         (("classification", "encoder", None, 1), "encoder"),
+        (("classification", "encoder", None, 2), "multitask-encoder"),
+        (("classification", "all", None, 2), "multitask-end-to-end"),
         (("classification", "all", "attentive", 1), "end-to-end"),
         (("segmentation", "all", None, 1), "segmentation"),
     ],
 )
 def test_a_recipe_goes_with_what_is_asked_for(asked, name):
     assert protocol(*asked) == name
+
+
+@pytest.mark.parametrize("small", ["", "-small"])
+@pytest.mark.parametrize("tune", ["none", "predictor", "encoder", "all"])
+def test_any_number_of_tasks_can_be_tuned_any_way(tune, small):
+    for tasks in (1, 2, 3, 7):
+        for head in ("linear", None):
+            config = find_recipe(protocol("classification", tune, head, tasks) + small, tasks)
+            assert config.tune == tune
+            check_shares(config, tasks, processes=1)
+
+
+@pytest.mark.parametrize(("tune", "alone"), [("encoder", "encoder"), ("all", "end-to-end")])
+def test_several_tasks_have_the_rates_of_what_is_tuned(tune, alone):
+    for small in ("", "-small"):
+        several = find_recipe(protocol("classification", tune, None, 3) + small, 3)
+        one, multitask = find_recipe(alone + small), find_recipe(f"multitask{small}", 3)
+        length = {
+            name: getattr(multitask, name) for name in ("steps", "epochs", "batch_size", "monitor_every")
+        }
+        assert several == one.replace(**length)
+
+
+def test_a_batch_is_rounded_down_to_the_number_of_tasks():
+    assert [find_recipe("attentive-small", n).batch_size for n in (1, 2, 3)] == [128, 128, 126]
+    assert find_recipe("predictor", 3).batch_size == 1020  # Mixed in pairs.
+    assert find_recipe("encoder-small", 100).batch_size == 100
 
 
 def test_a_wrong_name_gets_the_nearest():
