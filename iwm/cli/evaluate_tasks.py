@@ -102,11 +102,13 @@ def probe_command(
     from iwm.errors import InvalidConfigError
     from iwm.fields import require_choice
     from iwm.finetuning.config import ProbeHead
-    from iwm.finetuning.folders import read_task
+    from iwm.finetuning.folders import check_outside, read_task
     from iwm.finetuning.probe import probe, probe_config
 
     require_choice("head", head, ProbeHead)
-    data = read_task(str(train), val, images=images, skip_unreadable=skip_unreadable)
+    data = read_task(train, val, images=images, skip_unreadable=skip_unreadable)
+    if cache is not None:
+        check_outside(cache, "--cache", [data])
     world_model = load_model(model, device)
     if marginalise and world_model.config.tuned:
         raise InvalidConfigError(

@@ -108,12 +108,20 @@ def read_labels(path: Path) -> list[str]:
     """Names of classes, one a line.
 
     Raises:
-        InvalidDataError: it cannot be read, holds no names or too many, or one of them twice.
+        InvalidDataError: it cannot be read, holds no names or too many, one of them twice, or an
+            empty line before the last name.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidDataError(f"Cannot read {path}: {error}. Write one class name a line.") from error
+    names = [line.strip() for line in lines]
+    if "" in names:
+        number = names.index("")
+        raise InvalidDataError(
+            f"Line {number + 1} of {path} is empty, where the name for number {number} of the masks is; write "
+            f"{VOID} if it does not count."
+        )
     twice = sorted({name for name in names if names.count(name) > 1 and name != VOID})
     if not names or len(names) > IGNORED or twice:
         said = f'"{twice[0]}" twice' if twice else f"{len(names)} names"
@@ -135,6 +143,8 @@ def read_mask(path: Path, numbers: Sequence[int], size: tuple[int, int] | None =
     try:
         with Image.open(path) as opened:
             values = np.array(opened)
+            if values.dtype == np.bool_:  # A PNG of one bit; as an index it would be a selection.
+                values = values.astype(np.uint8)
     except Exception as error:  # Decoders of damaged files raise many kinds.
         raise InvalidImageError(f"Cannot read the mask {path}: {error}") from error
     if values.ndim != 2 or values.dtype == np.float32:

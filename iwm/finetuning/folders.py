@@ -76,16 +76,24 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task's labels and images."""
+    """One task's labels and images.
+
+    Attributes:
+        name: see `parse_data`.
+        labels: names of the classes.
+        train, val: images of each.
+        folders: as they were named; nothing is to be written in them.
+    """
 
     name: str
     labels: tuple[str, ...]
     train: Split
     val: Split
+    folders: tuple[Path, ...] = ()
 
 
 def read_task(
-    data: str,
+    data: str | Path,
     val: Path | None = None,
     *,
     segmentation: bool = False,
@@ -98,9 +106,10 @@ def read_task(
     """What `--data` and `--val` name.
 
     Args:
-        data: `FOLDER` or `NAME=FOLDER`. A folder with `train` and `val` in it stands for both.
-        val: the validation set; None holds out one photograph in ten of every class, always
-            the same ones.
+        data: `FOLDER` or `NAME=FOLDER`; a `Path` is a folder, whatever it is called. One with `train`
+            and `val` in it stands for both.
+        val: the validation set, or a folder with `train` and `val` in it; None takes the `val` that
+            belongs to `data`, or holds out one photograph in ten of every class, always the same ones.
         segmentation: `images/` and `masks/` and not class subfolders.
         images: train on so many at most, evenly spaced; 0 is all.
         labels, ignore: see `read_segmentation_folder`.
@@ -112,8 +121,9 @@ def read_task(
             cannot be read, masks that do not fit, labels that `train` does not have.
     """
     name, folder = parse_data(data)
-    if val is None:
-        folder, val = _train_and_val(folder)
+    named = (folder,) if val is None else (folder, val)
+    folder, beside = _train_and_val(folder)
+    val = beside if val is None else _validation(val)
 
     def read(place: Path) -> tuple[Split, tuple[str, ...]]:
         if segmentation:
@@ -121,6 +131,11 @@ def read_task(
         return _classification(place)
 
     train, names = read(folder)
+    if not segmentation and set(names) == {"images", "masks"}:
+        raise InvalidDataError(
+            f"{folder} holds images/ and masks/ and no classes; to learn masks, add --task segmentation to "
+            "iwm finetune."
+        )
     if len(names) < 2:
         raise InvalidDataError(f'{folder} has a single class, "{names[0]}"; a task needs at least two.')
     if val is not None:
@@ -134,13 +149,19 @@ def read_task(
             raise InvalidDataError(f"{folder} has too few images to hold some out; name others with --val.")
     if images and images < len(train):
         train = train.take([i * len(train) // images for i in range(images)])
+        empty = _first_without_images(train, names)
+        if empty:
+            raise InvalidDataError(
+                f'No training image of class "{empty}" is left in {folder}; take more --images.'
+            )
     train = checked(train, skip_unreadable, workers)
-    if train.classes and len(set(train.classes)) < len(names):
-        empty = sorted(set(range(len(names))) - set(train.classes))
+    empty = _first_without_images(train, names)
+    if empty:
         raise InvalidDataError(
-            f'No training image of class "{names[empty[0]]}" is left in {folder}; take more --images.'
+            f'None of the training images of class "{empty}" in {folder} can be read; mend some, or take the '
+            "class away."
         )
-    return TaskData(name, names, train, checked(held_out, skip_unreadable, workers))
+    return TaskData(name, names, train, checked(held_out, skip_unreadable, workers), named)
 
 
 def read_split(
@@ -164,8 +185,7 @@ def read_split(
     Raises:
         InvalidDataError: as `read_task`, or labels that the task does not have.
     """
-    both = _inside(folder)
-    place = both[1] if both and not held_out else folder
+    place = folder if held_out else _validation(folder)
     split, own = _segmentation(place, labels, ignore) if segmentation else _classification(place)
     if segmentation:
         if own != names:
@@ -177,8 +197,8 @@ def read_split(
     return checked(_hold_out(split)[0] if held_out else split, skip_unreadable)
 
 
-def parse_data(data: str) -> tuple[str, Path]:
-    """A task's name and folder from `NAME=FOLDER`, or the folder's own name.
+def parse_data(data: str | Path) -> tuple[str, Path]:
+    """A task's name and folder from `NAME=FOLDER`, or the folder's own name; a `Path` names none.
 
     >>> parse_data("flowers/train")
     ('flowers', PosixPath('flowers/train'))
@@ -186,7 +206,7 @@ def parse_data(data: str) -> tuple[str, Path]:
     Raises:
         InvalidConfigError: a name that is no name for a file.
     """
-    written, equals, rest = data.partition("=")
+    written, equals, rest = ("", "", "") if isinstance(data, Path) else data.partition("=")
     folder = Path(rest if equals else data)
     if equals:
         name = written
@@ -221,11 +241,47 @@ def checked(split: Split, skip: bool, workers: int = 4) -> Split:
     return replace(kept, options=(*kept.options, "--skip-unreadable"))
 
 
+def check_outside(place: Path, option: str, tasks: Sequence[TaskData]) -> None:
+    """Refuse to write among photographs, where the next run would read what this one wrote.
+
+    A data folder inside `place` is fine.
+
+    Args:
+        place: that will be written to.
+        option: it was named with.
+        tasks: whose folders are meant.
+
+    Raises:
+        InvalidConfigError: `place` is one of the folders, or inside one.
+    """
+    for folder in (folder for task in tasks for folder in task.folders):
+        if place.resolve().is_relative_to(folder.resolve()):
+            where = "is" if place.resolve() == folder.resolve() else "is inside"
+            raise InvalidConfigError(
+                f"{option} {place} {where} the data folder {folder}; write somewhere else."
+            )
+
+
 def listing(tasks: Sequence[TaskData]) -> str:
-    """Names the training images, so that a run is not continued on others."""
-    hashes = "".join(f"{t.name} {t.labels} {t.train.files_sha256} {t.train.classes}" for t in tasks)
-    total = sum(len(t.train) for t in tasks)
-    return f"{total} images (files {hashlib.sha256(hashes.encode()).hexdigest()[:12]})"
+    """Names the images of training and validation, so that a run is not continued on others."""
+    train = "".join(f"{t.name} {t.labels} {t.train.files_sha256} {t.train.classes}" for t in tasks)
+    val = "".join(f"{t.name} {t.val.files_sha256} {t.val.classes}" for t in tasks)
+    return (
+        f"{sum(len(t.train) for t in tasks)} images (files {_short_hash(train)}), validated on "
+        f"{sum(len(t.val) for t in tasks)} (files {_short_hash(val)})"
+    )
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _first_without_images(split: Split, names: Sequence[str]) -> str | None:
+    """The first class that none of the images has; None for masks, which need not hold every class."""
+    if not split.classes:
+        return None
+    present = set(split.classes)
+    return next((name for i, name in enumerate(names) if i not in present), None)
 
 
 def _train_and_val(folder: Path) -> tuple[Path, Path | None]:
@@ -237,6 +293,12 @@ def _train_and_val(folder: Path) -> tuple[Path, Path | None]:
         beside = next((folder.parent / n for n in _VAL_NAMES if (folder.parent / n).is_dir()), None)
         return folder, beside
     return folder, None
+
+
+def _validation(folder: Path) -> Path:
+    """The validation folder in a folder that has both, or else the folder itself."""
+    both = _inside(folder)
+    return both[1] if both else folder
 
 
 def _inside(folder: Path) -> tuple[Path, Path] | None:

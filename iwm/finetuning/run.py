@@ -22,7 +22,7 @@ from iwm.finetuning.accounting import cost
 from iwm.finetuning.cache import LatentDataset, cached_latents
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.datasets import TaskSource, check_shares, training_set
-from iwm.finetuning.folders import TaskData, listing
+from iwm.finetuning.folders import TaskData, check_outside, listing
 from iwm.finetuning.measure import measure, validator
 from iwm.finetuning.result import RESULT_FILE, FinetuneResult, TaskResult
 from iwm.finetuning.task import FinetuneTask
@@ -30,7 +30,7 @@ from iwm.loading import load
 from iwm.training.distributed import World, joined
 from iwm.training.execution import prefer_plain_attention, prepare_blocks
 from iwm.training.loop import train
-from iwm.training.run_folder import RunFolder
+from iwm.training.run_folder import RunFolder, has_state
 from iwm.world_model import WorldModel
 from iwm.zoo import ZOO
 
@@ -42,8 +42,9 @@ class Finetuning:
     Attributes:
         model: what is finetuned: zoo name, folder or repository.
         tasks: labels and images; see `iwm.finetuning.folders.read_task`.
-        out: the run folder, which is a model folder as well from the first checkpoint on.
-        cache: folder of kept latents; None is in the run folder.
+        out: the run folder, which is a model folder as well from the first checkpoint on; not in a
+            folder of images.
+        cache: folder of kept latents, not among images either; None is in the run folder.
         command: what the user typed, for the records.
         license: of what comes out.
     """
@@ -59,6 +60,9 @@ class Finetuning:
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
             raise InvalidConfigError(f'Two tasks are called "{twice[0]}"; name them: --data name=folder.')
+        check_outside(self.out, "--out", self.tasks)
+        if self.cache is not None:
+            check_outside(self.cache, "--cache", self.tasks)
 
     @property
     def names(self) -> list[str]:
@@ -108,7 +112,8 @@ def finetune_alone(
     for task, together in zip(plan.tasks, joint.tasks, strict=True):
         alone = replace(plan, tasks=[task], out=plan.out / "alone" / task.name)
         share = config.replace(batch_size=config.batch_size // len(plan.tasks), steps=joint.steps, epochs=0.0)
-        result = finetune(share, alone, resume=resume)
+        # The joint run may have been stopped before any task was trained alone.
+        result = finetune(share, alone, resume=resume and has_state(alone.out))
         if result is None:
             return None
         results.append(replace(together, single=result.tasks[0].score))
@@ -131,7 +136,7 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
     world.wait()  # All have looked at the folder before one of them changes it.
     torch.manual_seed(config.seed)
     adapter = make_adapter(config, model, plan.tasks).to(world.device)
-    images = f"{listing(plan.tasks)} of {', '.join(plan.names)} on the encoder {model.space}"
+    images = f"{listing(plan.tasks)}, of {', '.join(plan.names)} on the encoder {model.space}"
     source = _source(config, plan, model, images, world)
     task = FinetuneTask(
         config, model, adapter,

@@ -94,6 +94,21 @@ def test_tasks_are_measured_beside_each_alone(finetuned, labelled):
     assert all(t["single"] is not None for t in result["tasks"])
 
 
+@pytest.mark.parametrize("tune", ["encoder", "all", "none"])
+def test_three_tasks_are_tuned_any_way_by_their_own_recipe(finetuned, labelled, tune):
+    words = ("--batch-size", "6", "--data", f"b={labelled}", "--data", f"c={labelled}")
+    outcome, folder = finetuned("--tune", tune, *words)
+    assert outcome.code == 0, outcome.err
+    recipe = {"encoder": "multitask-encoder", "all": "multitask-end-to-end", "none": "attentive"}[tune]
+    assert f"Recipe {recipe}-small on" in outcome.words
+    run = json.loads((folder / "run.json").read_text())
+    assert (run["encoder_lr_scale"], run["layer_decay"]) == {
+        "encoder": (1.0, 0.75), "all": (0.1, 0.9), "none": (1.0, 1.0)
+    }[tune]  # fmt: skip
+    outcome, _ = finetuned("--tune", tune, *words[2:], out="other")
+    assert "batch_size 4 cannot be split evenly between 3 tasks" in outcome.words
+
+
 def test_segmentation_is_trained_and_measured_again(finetuned, command, masked):
     outcome, folder = finetuned("--task", "segmentation", data=masked)
     assert outcome.code == 0, outcome.err
@@ -193,6 +208,22 @@ def test_bad_words_are_refused_before_anything_is_written(finetuned, words, said
     assert said in outcome.err.replace("\n", " ")
     assert outcome.code == 1
     assert not folder.exists()
+
+
+def test_a_run_is_not_written_among_the_photographs(finetuned, command, labelled, model_folder, tmp_path):
+    copy = _other(labelled, tmp_path / "run")
+    before = sorted(copy.rglob("*"))
+    outcome, _ = finetuned(data=copy)
+    assert f"--out {copy} is the data folder {copy}; write somewhere else" in outcome.error
+    words = ("--model", model_folder, "--train", copy, "--cache", copy / "cache")
+    assert f"--cache {copy / 'cache'} is inside the data folder" in command("eval", "probe", *words).error
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_a_probe_of_a_folder_with_an_equals_sign(command, model_folder, labelled, tmp_path):
+    copy = _other(labelled, tmp_path / "x=1")
+    outcome = command("eval", "probe", "--model", model_folder, "--train", copy / "train", "--epochs", "1")
+    assert outcome.code == 0, outcome.err
 
 
 def test_bad_data_is_refused_before_anything_is_written(finetuned, labelled, tmp_path):

@@ -2,13 +2,15 @@
 
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 from labelled_files import write_class_folder, write_segmentation_folder
 from PIL import Image
 
 from iwm.errors import InvalidConfigError, InvalidDataError
-from iwm.finetuning.folders import listing, parse_data, read_task
+from iwm.evaluation.labelled import read_mask
+from iwm.finetuning.folders import check_outside, listing, parse_data, read_split, read_task
 
 
 @pytest.fixture
@@ -34,6 +36,14 @@ def test_a_task_is_called_as_it_is_told_or_as_its_folder(data, name, folder):
     assert parse_data(data) == (name, type(parse_data(data)[1])(folder))
 
 
+def test_a_path_is_a_folder_whatever_it_is_called(folder, tmp_path):
+    folder.rename(tmp_path / "x=1")
+    assert parse_data(tmp_path / "x=1" / "train") == ("x-1", tmp_path / "x=1" / "train")
+    assert read_task(tmp_path / "x=1").labels == ("cat", "dog")
+    with pytest.raises(InvalidDataError, match="No such folder: 1"):
+        read_task("x=1")
+
+
 @pytest.mark.parametrize("data", ["My Task=x", "=x", "../up=x"])
 def test_a_name_that_cannot_be_a_file_is_refused(data):
     with pytest.raises(InvalidConfigError, match="small letters"):
@@ -49,6 +59,26 @@ def test_a_folder_with_train_and_val_stands_for_both(colours):
     assert data.train.classes == [0] * 8 + [1] * 8
     assert read_task(f"x={colours / 'train'}").val.images == data.val.images
     assert listing([data]).startswith("16 images (files ")
+
+
+def test_a_folder_with_train_and_val_does_so_beside_another_validation_set(colours, tmp_path):
+    others = write_class_folder(tmp_path / "others", count=3)
+    data = read_task(str(colours), others)
+    assert (data.labels, data.train.root, data.val.root) == (("blue", "red"), colours / "train", others)
+    assert read_task(others, colours).val.root == colours / "val"
+    assert read_task(str(colours), colours / "train").val.root == colours / "train"
+    assert read_split(colours, data.labels).root == colours / "val"
+
+
+def test_a_run_stays_out_of_the_folders_that_were_named(colours, folder, tmp_path):
+    data = [read_task(colours / "train", colours / "val"), read_task(folder)]
+    for place in (colours / "train", colours / "val" / "x", folder / "cat", folder / ".." / "pets"):
+        with pytest.raises(InvalidConfigError, match=f"--out {place} is.* the data folder"):
+            check_outside(place, "--out", data)
+    for place in (tmp_path, colours / "run", tmp_path / "pets-run", Path("run")):
+        check_outside(place, "--out", data)
+    with pytest.raises(InvalidConfigError, match="is inside the data folder"):
+        check_outside(colours / "run", "--out", [read_task(colours)])
 
 
 def test_one_in_ten_of_every_class_is_held_out_wherever_the_folder_is(folder, tmp_path):
@@ -80,6 +110,16 @@ def test_validation_labels_must_be_known_and_keep_the_training_numbers(folder, t
     assert read_task(str(folder), tmp_path / "dogs").val.classes == [1, 1]
 
 
+def test_a_listing_names_the_validation_images_too(folder, tmp_path):
+    others = [
+        write_class_folder(tmp_path / name, ("cat", "dog"), count=n) for name, n in (("a", 2), ("b", 3))
+    ]
+    first, second = (listing([read_task(str(folder), other)]) for other in others)
+    assert first != second
+    assert first.split(", ")[0] == second.split(", ")[0]
+    assert ", validated on 4 (files " in first
+
+
 def test_bad_class_folders(folder, tmp_path):
     with pytest.raises(InvalidDataError, match=r"No such folder: .*missing"):
         read_task(str(tmp_path / "missing"))
@@ -106,6 +146,34 @@ def test_unreadable_images_are_counted_named_and_skipped_only_on_demand(folder, 
         data = read_task(str(folder), skip_unreadable=True)
     assert len(data.train) + len(data.val) == 21
     assert "skipped: " in caplog.text
+
+
+def test_a_class_of_unreadable_images_is_not_a_matter_of_their_number(folder, tmp_path):
+    for path in (folder / "dog").iterdir():
+        path.write_text("no image")
+    write_class_folder(tmp_path / "val", ("cat", "dog"), count=1)
+    for images in (0, 6):
+        with pytest.raises(
+            InvalidDataError, match=r'None of the training images of class "dog" in .* can be read'
+        ):
+            read_task(str(folder), tmp_path / "val", images=images, skip_unreadable=True)
+
+
+def test_masks_are_not_taken_for_classes(roads, scenes):
+    for data in (roads, scenes):
+        with pytest.raises(InvalidDataError, match="no classes; to learn masks, add --task segmentation"):
+            read_task(str(data))
+
+
+def test_masks_of_one_bit(roads):
+    (roads / "labels.txt").write_text("sky\nroad\n")
+    for path in (roads / "masks").iterdir():
+        upper = Image.new("1", (48, 40))
+        upper.paste(1, (0, 0, 48, 20))
+        upper.save(path)
+    data = read_task(str(roads), segmentation=True)
+    mask = read_mask(data.train.masks[0], data.train.numbers)
+    assert [mask.getpixel((5, y)) for y in (0, 19, 20, 39)] == [1, 1, 0, 0]
 
 
 def test_a_segmentation_folder(roads, scenes):
@@ -138,6 +206,10 @@ def _twice(roads):
     (roads / "labels.txt").write_text("sky\nsky\n")
 
 
+def _gap(roads):
+    (roads / "labels.txt").write_text("sky\n\nroad\n\n")
+
+
 def _colours(roads):
     Image.new("RGB", (48, 40)).save(roads / "masks" / "0.png")
 
@@ -157,6 +229,7 @@ def _colours(roads):
         (_without_one, r"1 images \(2.png\) without a mask; expected masks/2.png"),
         (_without_labels, r"has no labels.txt; write one class name a line.*--labels"),
         (_twice, r'holds "sky" twice'),
+        (_gap, r"Line 2 of .*labels.txt is empty, where the name for number 1 .*write void"),
         (_colours, "has colours; it must hold one class number a pixel"),
     ],
 )

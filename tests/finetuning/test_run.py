@@ -243,11 +243,13 @@ def test_several_tasks_share_a_predictor_beside_each_alone(run, base, colours, t
     assert set(model.classify(latent).labels[0]) == {"dark", "green", "red"}
 
     plan = Finetuning(model=str(base), tasks=data, out=folder)
-    whole = finetune_alone(config, plan, result)
+    whole = finetune_alone(config, plan, result, resume=True)  # Of the joint run; none of these is there yet.
     assert [t.single for t in whole.tasks] == [
         json.loads((folder / "alone" / name / "result.json").read_text())["tasks"][0]["scores"]["accuracy"]
         for name in ("colours", "greens")
     ]
+    again = finetune_alone(config.replace(steps=2), plan, result, resume=True)
+    assert [t.single for t in again.tasks] == [t.single for t in whole.tasks]
     alone = from_dict(FinetuneConfig, json.loads((folder / "alone" / "greens" / "run.json").read_text()))
     assert (alone.batch_size, alone.steps) == (4, 2)
     assert any("alone" in value for _, value in whole.rows())
@@ -277,9 +279,14 @@ def test_runs_that_cannot_be(run, base, colours, make_config, tmp_path):
     with pytest.raises(InvalidConfigError, match="was finetuned as a whole already"):
         finetune(make_config(), Finetuning(model=str(tmp_path / "tuned"), tasks=data[:1], out=tmp_path / "x"))
     assert not (tmp_path / "x").exists()
+    for place in ({"out": colours / "run"}, {"out": tmp_path / "x", "cache": colours}):
+        with pytest.raises(InvalidConfigError, match="the data folder"):
+            Finetuning(model=str(base), tasks=data[:1], **place)
 
 
 def test_another_model_or_other_images_are_no_continuation(run, base, colours, make_config, tmp_path):
     run(make_config(steps=2))
     with pytest.raises(InvalidConfigError, match="on the encoder"):
         run(make_config(steps=2), data=[read_task(f"colours={colours}", images=8)])
+    with pytest.raises(InvalidConfigError, match="validated on 16"):
+        run(make_config(steps=2), data=[read_task(f"colours={colours}", colours / "train")])
