@@ -80,6 +80,9 @@ def probe_command(
     ] = None,
     model: ModelName = "iwm-tiny",
     head: Annotated[str, typer.Option(help="linear or attentive.")] = "attentive",
+    batch_norm: Annotated[
+        bool, typer.Option("--batch-norm", help="Of pooled tokens, before a linear head.")
+    ] = False,
     marginalise: Annotated[
         int, typer.Option(min=0, help="Average every latent over so many predictions; 0 takes the encoding.")
     ] = 0,
@@ -114,12 +117,13 @@ def probe_command(
         raise InvalidConfigError(
             f"{model} was finetuned as a whole; its world model predicts nothing any more."
         )
-    config = probe_config("linear" if head == "linear" else "attentive", seed)
+    config = probe_config("linear" if head == "linear" else "attentive", seed, batch_norm=batch_norm)
     config = config.replace(epochs=epochs or config.epochs)
     report = probe(world_model, data, config, marginalise=marginalise, cache=cache)
     words = ["iwm", "eval", "probe", "--model", model, "--train", data.train.root]
     words += [] if "--held-out" in data.val.options else ["--val", data.val.root]
     words += ["--skip-unreadable"] if skip_unreadable else []
+    words += ["--batch-norm"] if batch_norm else []
     words += ["--head", head, "--marginalise", marginalise, "--images", images, "--epochs", config.epochs]
     result = report.to_dict() | {
         "command": shlex.join(map(str, [*words, "--seed", seed])),
@@ -129,11 +133,12 @@ def probe_command(
     if as_json:
         print_json(result)
         return
-    what = f"averages of {marginalise} predictions" if marginalise else "encodings"
     console.print(
-        f"{head} probe on {what}: accuracy {report.accuracy:.1%} ({report.images} images, {report.classes} classes, "
+        f"{report.title}: accuracy {report.accuracy:.1%} ({report.images} images, {report.classes} classes, "
         f"{report.train_images} to train on, most frequent class {report.chance:.1%})"
     )
+    for name, value in report.cost.rows():
+        console.print(f"{name:10} {value}")
 
 
 def _measured(

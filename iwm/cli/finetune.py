@@ -195,8 +195,8 @@ def _print(result: FinetuneResult, folder: str) -> None:
     from rich.table import Table
 
     table = Table(
-        title=f"{result.tune} finetuned, {result.head} head" if result.tune != "none" else f"{result.head} probe",
-        title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False,
+        title=result.title, title_justify="left", title_style="bold", box=None, show_header=False,
+        pad_edge=False,
     )  # fmt: skip
     for name, value in result.rows():
         table.add_row(name, value)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from iwm.adapter import Adapter
-from iwm.config import WorldModelConfig
+from iwm.config import VECTOR_SIZE, WorldModelConfig
 from iwm.world_model import WorldModel
 
 
@@ -33,14 +35,28 @@ class Cost:
         """Of one image and one task."""
         return self.encoder_flops + self.task_flops
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the sum of FLOPs among them."""
+        return dataclasses.asdict(self) | {"flops": self.flops}
 
-def cost(config: WorldModelConfig, adapter_name: str, trained: int) -> Cost:
+    def rows(self) -> list[tuple[str, str]]:
+        """What is printed: a name and a value a line."""
+        encoding, solving = self.encoder_flops / 1e9, self.task_flops / 1e9
+        return [
+            ("finetuned", f"{self.trained:,} parameters"),
+            ("in use", f"{self.parameters:,} parameters"),
+            ("FLOPs", f"{encoding:.3f} G an image to encode, {solving:.3f} G a task"),
+        ]
+
+
+def cost(config: WorldModelConfig, adapter_name: str, trained: int, predictions: int = 0) -> Cost:
     """Count without computing: on the meta device.
 
     Args:
         config: of a model with this adapter.
         adapter_name: which.
         trained: parameters that were finetuned.
+        predictions: of the world model, that the head reads the average of; 0 reads the encoding.
     """
     described = config.adapters[adapter_name]
     with torch.device("meta"):
@@ -55,11 +71,16 @@ def cost(config: WorldModelConfig, adapter_name: str, trained: int) -> Cost:
             source = adapter.encode(model.encoder, images, task)
         with FlopCounterMode(display=False) as solving:
             adapter(model, source, grid, task)
+        action = torch.zeros(1, VECTOR_SIZE[config.actions.encoding], device="meta")
+        with FlopCounterMode(display=False) as predicting:
+            if predictions:
+                model.predictor(source, action, grid)
     encoder, predictor = config.counts
-    shared = predictor if described.reads == "predictor" and described.predictor is None else 0
+    reads_models = described.reads == "predictor" and described.predictor is None
+    shared = predictor if reads_models or predictions else 0
     return Cost(
         trained=trained,
         parameters=encoder + shared + config.adapter_parameters(adapter_name),
         encoder_flops=encoding.get_total_flops(),
-        task_flops=solving.get_total_flops(),
+        task_flops=solving.get_total_flops() + predictions * predicting.get_total_flops(),
     )

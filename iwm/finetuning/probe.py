@@ -16,11 +16,13 @@ import torch
 
 from iwm.evaluation.classification import ClassificationReport
 from iwm.evaluation.marginal import marginalised
+from iwm.finetuning.accounting import Cost, cost
 from iwm.finetuning.cache import LatentDataset, cached_latents
 from iwm.finetuning.config import FinetuneConfig, ProbeHead
 from iwm.finetuning.datasets import TaskSource
 from iwm.finetuning.folders import TaskData, listing
 from iwm.finetuning.recipes import find_recipe
+from iwm.finetuning.result import name_head
 from iwm.finetuning.run import make_adapter
 from iwm.finetuning.task import FinetuneTask
 from iwm.training.distributed import World
@@ -38,9 +40,11 @@ class ProbeReport:
     Attributes:
         accuracy, top5, chance, images, classes: of the validation images, after the last step.
         head: `linear` or `attentive`.
+        batch_norm: of pooled tokens, before a linear head.
         train_images: it was trained on.
         marginalise: predictions that every latent is the average of; 0 is the encoding itself.
         seed: of the training.
+        cost: of an image, the predictions among it, and of the head.
     """
 
     accuracy: float
@@ -49,19 +53,29 @@ class ProbeReport:
     images: int
     classes: int
     head: str
+    batch_norm: bool
     train_images: int
     marginalise: int
     seed: int
+    cost: Cost
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"cost": self.cost.to_dict()}
+
+    @property
+    def title(self) -> str:
+        """What was trained, in words."""
+        on = f"averages of {self.marginalise} predictions" if self.marginalise else "encodings"
+        return f"{name_head('probe', self.head, self.batch_norm)} on {on}"
 
 
-def probe_config(head: ProbeHead, seed: int = 0) -> FinetuneConfig:
+def probe_config(head: ProbeHead, seed: int = 0, *, batch_norm: bool = False) -> FinetuneConfig:
     """The small recipe of a head, on the centre view alone: photographs as the model sees them in use."""
     config = find_recipe(f"{head}-small")
-    return config.replace(seed=seed, centre=True, cache_views=1, data=replace(config.data, workers=0))
+    return config.replace(
+        seed=seed, batch_norm=batch_norm, centre=True, cache_views=1, data=replace(config.data, workers=0)
+    )
 
 
 def probe(
@@ -93,9 +107,11 @@ def probe(
         run = RunFolder(Path(scratch) / "run", config, resume=False)
         train(task, source, config, run, lambda done, seconds: None, World(device))
     report = _measure(model, task, data, config, marginalise)
+    described = model.config.replace(adapters={data.name: adapter.config}, decoder=None)
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     return ProbeReport(
-        **report.to_dict(), head=config.head, train_images=len(data.train), marginalise=marginalise,
-        seed=config.seed,
+        **report.to_dict(), head=config.head, batch_norm=config.batch_norm, train_images=len(data.train),
+        marginalise=marginalise, seed=config.seed, cost=cost(described, data.name, trained, marginalise),
     )  # fmt: skip
 
 

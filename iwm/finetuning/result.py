@@ -11,6 +11,16 @@ from iwm.finetuning.accounting import Cost
 RESULT_FILE = "result.json"
 
 
+def name_head(noun: str, head: str, batch_norm: bool) -> str:
+    """A head or probe in words; a linear one is with or without batch norm.
+
+    >>> name_head("probe", "linear", batch_norm=False)
+    'linear probe without batch norm'
+    """
+    norm = f" {'with' if batch_norm else 'without'} batch norm" if head == "linear" else ""
+    return f"{head} {noun}{norm}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
     """One task's scores.
@@ -41,7 +51,7 @@ class FinetuneResult:
     Attributes:
         tasks: the scores of each, measured on the folder as it was written.
         cost: see its class.
-        tune, head, init, output, action, branch: what was trained.
+        tune, head, batch_norm, init, output, action, branch: what was trained.
         steps, best_step: done, and the one whose weights were kept.
         train_images: how many.
         seconds: of training, over all sittings.
@@ -53,6 +63,7 @@ class FinetuneResult:
     cost: Cost
     tune: str
     head: str
+    batch_norm: bool
     init: str
     output: str
     action: str
@@ -72,8 +83,14 @@ class FinetuneResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the sums among them."""
         values = dataclasses.asdict(self)
-        values["cost"]["flops"] = self.cost.flops
-        return values | {"average": self.average}
+        return values | {"cost": self.cost.to_dict(), "average": self.average}
+
+    @property
+    def title(self) -> str:
+        """What was trained, in words."""
+        if self.tune == "none":
+            return name_head("probe", self.head, self.batch_norm)
+        return f"{self.tune} finetuned, {name_head('head', self.head, self.batch_norm)}"
 
     def rows(self) -> list[tuple[str, str]]:
         """What is printed: a name and a value a line."""
@@ -91,11 +108,6 @@ class FinetuneResult:
             lines.append(("average", f"{self.average:.1%}{alone}"))
         return [
             *lines,
-            ("finetuned", f"{self.cost.trained:,} parameters"),
-            ("in use", f"{self.cost.parameters:,} parameters"),
-            (
-                "FLOPs",
-                f"{self.cost.encoder_flops / 1e9:.3f} G an image to encode, {self.cost.task_flops / 1e9:.3f} G a task",
-            ),
+            *self.cost.rows(),
             ("training", f"{self.seconds:,.0f} s, {self.steps} steps, best at {self.best_step}"),
         ]

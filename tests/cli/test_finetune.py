@@ -178,7 +178,23 @@ def test_a_probe_keeps_nothing_and_repeats_itself(command, model_folder, labelle
     averaged = command(*words, "--marginalise", "2", "--json").json
     assert averaged["marginalise"] == 2
     assert sorted(tmp_path.rglob("*")) == before
-    assert "linear probe on encodings: accuracy" in command(*words).out
+    printed = command(*words).words
+    assert "linear probe without batch norm on encodings: accuracy" in printed
+    assert f"finetuned {first['cost']['trained']:,} parameters" in printed
+
+
+def test_a_probe_says_whether_it_has_a_batch_norm(finetuned, command, model_folder, labelled):
+    words = ("eval", "probe", "--model", model_folder, "--train", labelled, "--epochs", "1", "--batch-norm")
+    normed = command(*words, "--head", "linear", "--json").json
+    assert normed["batch_norm"]
+    assert command(*shlex.split(normed["command"])[1:], "--json").json == normed
+    assert "linear probe with batch norm on encodings" in command(*words, "--head", "linear").words
+    assert "batch_norm goes with --head linear" in command(*words, "--head", "attentive").error
+    outcome, folder = finetuned("--tune", "none", "--head", "linear", "--batch-norm", "true")
+    assert "linear probe with batch norm" in outcome.words
+    assert json.loads((folder / "result.json").read_text())["batch_norm"]
+    outcome, _ = finetuned("--tune", "encoder", out="other")
+    assert "encoder finetuned, linear head without batch norm" in outcome.words
 
 
 def _other(labelled, folder):
