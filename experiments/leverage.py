@@ -294,7 +294,7 @@ def draw_efficiency(axis: Axes, study: Study, data: tuple[str, ...], found: Foun
         mean = axis.plot(trained, statistics.fmean(points), "o", label=row.name)[0]
         axis.plot([trained] * len(points), points, "_", color=mean.get_color())
     axis.set_xlabel("finetuned parameters, millions")
-    axis.set_xscale("log")
+    axis.set_xlim(left=0)
 
 
 def draw_spectrum(axis: Axes, study: Study, data: tuple[str, ...], found: Found) -> None:
