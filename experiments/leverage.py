@@ -2,13 +2,21 @@ r"""What the world model is worth for tasks: the paper's tables at a size for tw
 
     cd FOLDER  # that holds imagenette/, caltech101/, clothing/, scenes/ and camvid/
     python .../experiments/leverage.py protocols
+    python .../experiments/leverage.py prediction --model RUN
+    python .../experiments/leverage.py spectrum --twin RUN
 
 Studies: `protocols` [tables 4, 5, S1, figure 3], `prediction` [tables 3, S3], `multitask` [table 7],
 `segmentation` [table 6], `spectrum` [table 8, figures 4, 5], `domains` [table S5], `marginal`
-[table S6]. Every row is some `iwm finetune` or `iwm eval`, printed as it can be typed: the same
-images, steps and augmentation for all rows of a study, three seeds each. Differences are paired
-by validation image: the interval is 1.96 standard errors of the mean over images of what the
-seeds average to. Runs that are done are not done again. OUT gets STUDY.md and STUDY.json.
+[table S6]. Every row is some `iwm finetune` or `iwm eval`, printed as it can be typed, three seeds
+each: the same images for all rows of a study, and the same steps and augmentation for those that
+tune something. `prediction` also finetunes on the student: RUN is the folder of an `iwm pretrain`,
+for what ships has none. The names of CamVid's classes are those below.
+
+Differences are paired by validation image: the interval is 1.96 standard errors of the mean over
+images of what the seeds average to, and for mIoU 1.96 standard deviations over resampled images.
+Where no answers are kept (`iwm eval`) there is none. Runs that are done are not done again, and
+studies share them; OUT/runs has a folder each, with its command, and one of another command is
+refused. OUT gets STUDY.md and STUDY.json, for `protocols` and `spectrum` also STUDY.png.
 """
 
 from __future__ import annotations
@@ -16,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -23,128 +32,41 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from paired import gain, gains_over_alone
+from studies import CAMVID, STUDIES, Row, Study
 
-from iwm.evaluation.classification import class_logits
+from iwm.errors import IWMError
 from iwm.files import write_text
-from iwm.finetuning.folders import read_task
 from iwm.loading import load
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a table.
-
-    Attributes:
-        name: of the line.
-        options: of `iwm finetune`, or of `iwm eval probe`.
-        paper: what the paper has in its place.
-        twin: whether it is about the invariant twin.
-    """
-
-    name: str
-    options: tuple[str, ...]
-    paper: str = ""
-    twin: bool = False
+COMMAND_FILE = "command.txt"
 
 
 @dataclass(frozen=True)
-class Study:
-    """A table.
+class Job:
+    """One command.
 
     Attributes:
-        rows: its lines; differences are taken to the first.
-        data: data sets; several in one entry are one multitask run.
-        source: of the paper's figures.
-        shared: options of every row.
-        probes: whether the rows are of `iwm eval probe`.
+        words: what follows `iwm`.
+        folder: what it is about to leave.
     """
 
-    rows: tuple[Row, ...]
-    data: tuple[tuple[str, ...], ...]
-    source: str
-    shared: tuple[str, ...] = ()
-    probes: bool = False
+    words: tuple[str, ...]
+    folder: Path
+
+    @property
+    def command(self) -> str:
+        """As it can be typed."""
+        return shlex.join(["iwm", *self.words])
 
 
-_SAME = ("--epochs", "20", "--batch-size", "64", "--cache-views", "0")
-_PREDICTOR = ("--tune", "predictor")
-_TOKEN, _STUDENT = ("--output", "token"), ("--branch", "student")
-STUDIES: dict[str, Study] = {
-    "protocols": Study(
-        rows=(
-            Row("predictor, random", (*_PREDICTOR, "--init", "random"), "81.5"),
-            Row("predictor, pretrained", _PREDICTOR, "83.3"),
-            Row("encoder", ("--tune", "encoder"), "82.9"),
-            Row("end to end", ("--tune", "all"), "84.4"),
-        ),
-        data=(("imagenette",), ("caltech101",)),
-        source="IWM-Equi 18,384 on ImageNet [table 4]",
-        shared=_SAME,
-    ),
-    "prediction": Study(
-        rows=(
-            Row("null action, teacher, whole image", _PREDICTOR, "83.3"),
-            Row("one token", (*_PREDICTOR, *_TOKEN), "82.8"),
-            Row("actions of pretraining", (*_PREDICTOR, "--action", "pretraining"), "83.2"),
-            Row("on the student", (*_PREDICTOR, *_STUDENT), "83.1"),
-            Row("on the student, one token", (*_PREDICTOR, *_STUDENT, *_TOKEN), "82.6"),
-        ),
-        data=(("imagenette",),),
-        source="IWM 12,384 on ImageNet [table S3]",
-        shared=_SAME,
-    ),
-    "multitask": Study(
-        rows=(Row("one predictor for all", ("--single-task-baseline",), "73.5, alone 73.4"),),
-        data=(("imagenette", "caltech101", "clothing"),),
-        source="average of four data sets [table 7]",
-    ),
-    "segmentation": Study(
-        rows=(
-            Row("encoder", ("--tune", "encoder"), "44.2"),
-            Row("predictor, random", (*_PREDICTOR, "--init", "random")),
-            Row("predictor, pretrained", _PREDICTOR, "46.8"),
-            Row("end to end", ("--tune", "all"), "47.0"),
-        ),
-        data=(("camvid",),),
-        source="mIoU on ADE20k [table 6]",
-        shared=("--task", "segmentation"),
-    ),
-    "spectrum": Study(
-        rows=(
-            Row("equivariant, linear", ("--head", "linear"), "67.5"),
-            Row("invariant, linear", ("--head", "linear"), "74.5", twin=True),
-            Row("equivariant, attentive", ("--head", "attentive"), "75.1"),
-            Row("invariant, attentive", ("--head", "attentive"), "77.0", twin=True),
-        ),
-        data=(("imagenette",), ("caltech101",)),
-        source="ImageNet [tables 8, S2]",
-        probes=True,
-    ),
-    "domains": Study(
-        rows=(
-            Row("equivariant", ("--head", "attentive"), "54.2, 71.7, 60.5"),
-            Row("invariant", ("--head", "attentive"), "51.6, 71.0, 59.4", twin=True),
-        ),
-        data=(("scenes",),),
-        source="iNaturalist, SUN397, Places205 [table S5]",
-        probes=True,
-    ),
-    "marginal": Study(
-        rows=(
-            Row("the encoding", ("--head", "linear"), "not given"),
-            Row("1 prediction", ("--head", "linear", "--marginalise", "1"), "64.5"),
-            Row("8 predictions", ("--head", "linear", "--marginalise", "8"), "64.3"),
-            Row("16 predictions", ("--head", "linear", "--marginalise", "16"), "64.6"),
-        ),
-        data=(("imagenette",),),
-        source="ImageNet [table S6]",
-        probes=True,
-    ),
-}
+Found = dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]]
+"""By row and data: what the run of every seed reported, its `command` and its `folder`."""
 
 
 def main() -> None:
@@ -158,38 +80,115 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("leverage"))
     options = parser.parse_args()
     study = STUDIES[options.study]
-    jobs = [(row, data, seed) for data in study.data for row in study.rows for seed in range(options.seeds)]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(lambda job: run(options, study, *job), jobs))
-    found = {(row.name, data, seed): result for (row, data, seed), result in zip(jobs, results, strict=True)}
-    text = "\n".join(table(study, data, found, options.seeds) for data in study.data)
+    check_models(options, study)
+    found = run_all(options, study)
+    text = "\n".join(table(study, data, found, options.out) for data in study.data)
     write_text(options.out / f"{options.study}.md", text)
-    listed = [{"row": name, "data": data, "seed": seed, **r} for (name, data, seed), r in found.items()]
+    listed = [
+        {"row": name, "data": data, "seed": seed, **result}
+        for (name, data), results in found.items()
+        for seed, result in enumerate(results)
+    ]
     write_text(options.out / f"{options.study}.json", json.dumps(listed, indent=2) + "\n")
+    if options.study in PICTURES:
+        picture(options.study, found, options.out / f"{options.study}.png")
     print(text)
 
 
-def run(
-    options: argparse.Namespace, study: Study, row: Row, data: tuple[str, ...], seed: int
-) -> dict[str, Any]:
-    """One command, if it has not been run yet, and what it reported."""
-    slug = "-".join((*data, *row.name.replace(",", "").split(), f"seed{seed}"))
-    folder = options.out / options.study / slug
+def check_models(options: argparse.Namespace, study: Study) -> None:
+    """End before the first run where a row's model, or the branch of it, cannot be had."""
+    seen = set()
+    for row in study.rows:
+        name, option = (options.twin, "--twin") if row.twin else (options.model, "--model")
+        student = "student" in row.options
+        if (name, student) in seen:
+            continue
+        seen.add((name, student))
+        try:
+            load(name, branch="student" if student else "teacher")
+        except IWMError as error:
+            what = "a model with its student" if student else "a model"
+            raise SystemExit(
+                f'The row "{row.name}" needs {what}, and {name} is none: {error}\n'
+                f"Give the folder of an `iwm pretrain` with {option}."
+            ) from error
+
+
+def run_all(options: argparse.Namespace, study: Study) -> Found:
+    """Results of all rows, data sets and seeds."""
+    jobs = {
+        (row.name, data): [make_job(options, study, row, data, seed) for seed in range(options.seeds)]
+        for data in study.data
+        for row in study.rows
+    }
+    each = list(dict.fromkeys(job for group in jobs.values() for job in group))
+    for job in each:
+        check_command(job)
+    threads = max((os.cpu_count() or 1) // options.jobs, 1)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = dict(zip(each, pool.map(lambda job: run(job, threads), each), strict=True))
+    return {key: [results[job] for job in group] for key, group in jobs.items()}
+
+
+def make_job(options: argparse.Namespace, study: Study, row: Row, data: tuple[str, ...], seed: int) -> Job:
+    """The command of a row for a seed, and a folder named after what it does."""
     model = options.twin if row.twin else options.model
-    extra = [*study.shared, *row.options, "--seed", str(seed)]
-    if study.probes:
-        words = ["eval", "probe", "--model", model, "--train", f"{data[0]}/train", "--val", f"{data[0]}/val"]
-        words += [*extra, "--json"]
+    own = [*study.shared, *row.options]
+    own += ["--images", str(options.images)] if row.kind != "mrr" else []
+    own += ["--seed", str(seed)]
+    known = [row.kind, *data, *(["twin"] if row.twin else []), Path(model).name]
+    name = "-".join([*known, *(word.removeprefix("--") for word in own)])
+    folder = options.out / "runs" / re.sub(r"[^\w.-]", "-", name)
+    if row.kind == "mrr":
+        words = ["eval", "mrr", "--model", model, "--data", f"{data[0]}/val", *own, "--json"]
+    elif row.kind == "probe":
+        words = ["eval", "probe", "--model", model, "--train", f"{data[0]}/train"]
+        words += ["--val", f"{data[0]}/val", *own, "--json"]
     else:
         words = ["finetune", "--model", model, *(w for name in data for w in ("--data", f"{name}={name}"))]
-        words += ["--out", str(folder), "--images", str(options.images), *extra]
-    file = folder / ("probe.json" if study.probes else "result.json")
-    if not file.is_file():
-        printed = call(words, max((os.cpu_count() or 1) // options.jobs, 1))
-        if study.probes:
+        words += ["--out", str(folder), *own]
+        words += ["--labels", str(camvid_labels(options.out))] if study.segments else []
+    return Job(tuple(words), folder)
+
+
+def camvid_labels(out: Path) -> Path:
+    """A file of the names of CamVid's classes."""
+    path = out / "camvid-labels.txt"
+    write_text(path, "\n".join(CAMVID) + "\n")
+    return path
+
+
+def check_command(job: Job) -> None:
+    """End where a folder holds what another command made."""
+    if not job.folder.is_dir():
+        return
+    kept = job.folder / COMMAND_FILE
+    before = kept.read_text(encoding="utf-8").strip() if kept.is_file() else "a command that it does not name"
+    if before != job.command:
+        raise SystemExit(
+            f"{job.folder} was made by\n  {before}\nand not by\n  {job.command}\n"
+            "Take another --out, or remove that folder."
+        )
+
+
+def run(job: Job, threads: int) -> dict[str, Any]:
+    """One command, if it has not been run to its end yet, and what it reported."""
+    file = job.folder / "result.json"
+    if not finished(file):
+        write_text(job.folder / COMMAND_FILE, job.command + "\n")
+        printed = call(list(job.words), threads)
+        if job.words[0] == "eval":
             write_text(file, printed)
     result = json.loads(file.read_text(encoding="utf-8"))
-    return {"command": shlex.join(["iwm", *words]), "folder": str(folder), "result": result}
+    return {"command": job.command, "folder": str(job.folder), "result": result}
+
+
+def finished(file: Path) -> bool:
+    """Whether a result is there, with the baselines that a multitask run adds last."""
+    if not file.is_file():
+        return False
+    tasks = json.loads(file.read_text(encoding="utf-8")).get("tasks", [])
+    return len(tasks) < 2 or all(task["single"] is not None for task in tasks)
 
 
 def call(words: list[str], threads: int) -> str:
@@ -205,81 +204,117 @@ def call(words: list[str], threads: int) -> str:
     return done.stdout
 
 
-def table(study: Study, data: tuple[str, ...], found: dict[Any, dict[str, Any]], seeds: int) -> str:
-    """Markdown: scores averaged over seeds, differences to the first row, costs."""
+def table(study: Study, data: tuple[str, ...], found: Found, out: Path) -> str:
+    """Markdown: scores averaged over seeds, costs; then differences."""
     lines = [
         f"`{'`, `'.join(data)}`:",
         "",
-        f"| | score | of each seed | over the first row | finetuned | FLOPs an image | {study.source} |",
-        "|---|---|---|---|---|---|---|",
+        f"| | score | of each seed | finetuned | FLOPs an image | {study.source} |",
+        "|---|---|---|---|---|---|",
     ]
-    by_row = {row.name: [found[row.name, data, seed] for seed in range(seeds)] for row in study.rows}
-    first = by_row[study.rows[0].name]
     for row in study.rows:
-        results = [r["result"] for r in by_row[row.name]]
-        cost = results[0].get("cost")
+        results = [r["result"] for r in found[row.name, data]]
+        scores, cost = [score(r) for r in results], results[0].get("cost")
+        form = ".3f" if row.kind == "mrr" else ".1%"
         cells = [
             row.name,
-            _mean([score(r) for r in results]),
-            ", ".join(f"{score(r):.1%}" for r in results),
-            "" if row is study.rows[0] else difference(by_row[row.name], first, data, study),
+            f"{statistics.fmean(scores):{form}}",
+            ", ".join(f"{value:{form}}" for value in scores),
             f"{cost['trained'] / 1e6:.2f} M" if cost else "",
             f"{cost['flops'] / 1e9:.2f} G" if cost else "",
             row.paper,
         ]
         lines.append(f"| {' | '.join(cells)} |")
         if len(data) > 1:
-            lines += [_task_line(name, results) for name in data]
-    return "\n".join([*lines, ""])
+            lines += [line for name in data for line in _task_lines(name, results)]
+    return "\n".join([*lines, "", *(f"- {line}" for line in differences(study, data, found, out)), ""])
 
 
-def _task_line(name: str, results: list[dict[str, Any]]) -> str:
-    """One task of a multitask run, beside the same recipe on it alone."""
+def _task_lines(name: str, results: list[dict[str, Any]]) -> list[str]:
+    """One task of a multitask run, and the same recipe on it alone."""
     tasks = [next(t for t in r["tasks"] if t["task"] == name) for r in results]
-    joint, alone = [t["scores"]["accuracy"] for t in tasks], [t["single"] for t in tasks]
-    over = statistics.fmean(joint) - statistics.fmean(alone)
-    each = ", ".join(f"{value:.1%}" for value in joint)
-    return f"| {name} | {_mean(joint)} | {each} | {over:+.1%} over {_mean(alone)} alone | | | |"
+    together, alone = [t["scores"]["accuracy"] for t in tasks], [t["single"] for t in tasks]
+    return [
+        f"| {title} | {statistics.fmean(values):.1%} | {', '.join(f'{value:.1%}' for value in values)} | | | |"
+        for title, values in ((name, together), (f"{name}, alone", alone))
+    ]
 
 
-def _mean(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.1%}"
+def differences(study: Study, data: tuple[str, ...], found: Found, out: Path) -> list[str]:
+    """In words: between rows, or of several tasks together over each alone."""
+    folders = {row.name: [Path(r["folder"]) for r in found[row.name, data]] for row in study.rows}
+    if len(data) > 1:
+        return [
+            f"{name}, {task} over alone: {value}"
+            for name, own in folders.items()
+            for task, value in gains_over_alone(own, data).items()
+        ]
+    labels = camvid_labels(out) if study.segments else None
+    lines = []
+    for one, other in study.pairs:
+        if any(row.kind == "probe" for row in study.rows if row.name in (one, other)):
+            means = [statistics.fmean(score(r["result"]) for r in found[name, data]) for name in (one, other)]
+            value = f"{means[0] - means[1]:+.1%}, without an interval"
+        else:
+            value = gain(folders[one], folders[other], data[0], labels)
+        lines.append(f"{one} over {other}: {value}")
+    return lines
 
 
 def score(result: dict[str, Any]) -> float:
-    """Accuracy or mIoU of a run, averaged over its tasks."""
+    """Accuracy or mIoU of a run, averaged over its tasks, or MRR."""
+    if "overall" in result:
+        return float(result["overall"]["mrr"])
     return float(result["average"] if "average" in result else result["accuracy"])
 
 
-def difference(
-    results: list[dict[str, Any]], first: list[dict[str, Any]], data: tuple[str, ...], study: Study
-) -> str:
-    """Of two rows: paired by image with an interval where there is one answer an image."""
-    if study.probes or len(data) > 1 or "segmentation" in study.shared:
-        means = [statistics.fmean(score(r["result"]) for r in row) for row in (results, first)]
-        return f"{means[0] - means[1]:+.1%}"
-    return interval(correct(results, data[0]) - correct(first, data[0]))
+def picture(name: str, found: Found, path: Path) -> None:
+    """The figure of a study, a panel for each of its data sets."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    study = STUDIES[name]
+    figure = Figure(figsize=(4.5 * len(study.data), 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, data in zip(figure.subplots(1, len(study.data), squeeze=False)[0], study.data, strict=True):
+        PICTURES[name](axis, study, data, found)
+        axis.set_title(", ".join(data))
+        axis.set_ylabel("accuracy, %")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path)
 
 
-def correct(results: list[dict[str, Any]], data: str) -> Tensor:
-    """Share of the seeds that are right about every validation image, `[n]`."""
-    split = read_task(f"{data}={data}").val
-    rows = []
-    for result in results:
-        file = Path(result["folder"]) / "correct.json"
-        if not file.is_file():
-            model = load(result["folder"], task=data)
-            adapter = model.load_adapter(model.config.adapter_of(data))
-            logits = class_logits(model, adapter, data, split.images)
-            write_text(file, json.dumps((logits.argmax(dim=1) == torch.tensor(split.classes)).tolist()))
-        rows.append(torch.tensor(json.loads(file.read_text(encoding="utf-8")), dtype=torch.float64))
-    return torch.stack(rows).mean(dim=0)
+def draw_efficiency(axis: Axes, study: Study, data: tuple[str, ...], found: Found) -> None:
+    """Accuracy against finetuned parameters, every seed and their mean [figure 3]."""
+    for row in study.rows:
+        results = [r["result"] for r in found[row.name, data]]
+        points = [100 * score(r) for r in results]
+        trained = results[0]["cost"]["trained"] / 1e6
+        mean = axis.plot(trained, statistics.fmean(points), "o", label=row.name)[0]
+        axis.plot([trained] * len(points), points, "_", color=mean.get_color())
+    axis.set_xlabel("finetuned parameters, millions")
+    axis.set_xlim(left=0)
 
 
-def interval(differences: Tensor) -> str:
-    """Mean of paired differences and 1.96 of its standard errors, in points."""
-    error = float(differences.std()) / len(differences) ** 0.5
-    return f"{float(differences.mean()):+.1%} ± {1.96 * error:.1%}"
+def draw_spectrum(axis: Axes, study: Study, data: tuple[str, ...], found: Found) -> None:
+    """Accuracy of every protocol against MRR, from the invariant model to the other [figures 4, 5]."""
+
+    def of(model: str, protocol: str) -> list[float]:
+        return [score(r["result"]) for r in found[f"{model}, {protocol}", data]]
+
+    models = ("invariant", "equivariant")
+    places = [statistics.fmean(of(model, "MRR")) for model in models]
+    for protocol in dict.fromkeys(row.name.split(", ")[1] for row in study.rows if row.kind != "mrr"):
+        points = [[100 * value for value in of(model, protocol)] for model in models]
+        line = axis.plot(places, [statistics.fmean(p) for p in points], "o-", label=protocol)[0]
+        for place, seeds in zip(places, points, strict=True):
+            axis.plot([place] * len(seeds), seeds, "_", color=line.get_color())
+    axis.set_xlabel(f"apply-MRR: invariant {places[0]:.2f}, equivariant {places[1]:.2f}")
+    axis.set_xlim(0, 1)
+
+
+PICTURES = {"protocols": draw_efficiency, "spectrum": draw_spectrum}
 
 
 if __name__ == "__main__":

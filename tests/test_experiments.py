@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_parts import classification, make_model, shake
+from adapter_parts import classification, make_model, segmentation, shake
+from hub_files import model_files
 from labelled_files import write_class_folder, write_segmentation_folder
 
 import iwm
 from iwm.config import VECTOR_SIZE
+from iwm.evaluation.segmentation import Confusion, segmentation_scores
+from iwm.finetuning.folders import read_task
+from iwm.finetuning.measure import measure
 
 ROOT = Path(iwm.__file__).parents[1]
 
@@ -166,48 +170,290 @@ def test_parts_that_hang_on_the_weights_are_made_once(embedded, tmp_path, monkey
 
 
 @pytest.fixture(scope="module")
-def leverage():
+def paired():
+    return _script("paired")
+
+
+@pytest.fixture(scope="module")
+def leverage(paired):
+    _script("studies")  # Which the script imports from beside it, as `paired`.
     return _script("leverage")
 
 
-def test_every_row_is_a_command_that_is_understood(leverage, monkeypatch, tmp_path):
-    """Options of all studies, on small folders, up to where training would begin."""
+@pytest.fixture
+def data_sets(tmp_path, monkeypatch):
+    """Small folders under the names of the studies' data, in the working directory; CamVid without names."""
+    for name in ("imagenette", "caltech101", "clothing", "scenes"):
+        write_class_folder(tmp_path / name / "train")
+        write_class_folder(tmp_path / name / "val", count=4, seed=1)
+    for part in ("train", "val"):
+        write_segmentation_folder(tmp_path / "camvid" / part, count=3)
+        (tmp_path / "camvid" / part / "labels.txt").unlink()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def options(tiny_config, tmp_path):
+    """Of leverage.py: a model with its student, and its twin without a world model."""
+    model_files(tmp_path / "model", tiny_config(), student=True)
+    model_files(tmp_path / "twin", tiny_config(conditioning="none"))
+    return Namespace(
+        out=Path("out"),
+        model=str(tmp_path / "model"),
+        twin=str(tmp_path / "twin"),
+        images=10,
+        jobs=1,
+        seeds=2,
+    )
+
+
+class StopError(Exception):
+    pass
+
+
+def test_every_row_is_a_command_that_is_understood(leverage, monkeypatch, data_sets, options):
+    """Of all studies, on small folders, up to the first step of training."""
+    from iwm import evaluation
     from iwm.cli.main import app
-    from iwm.finetuning import run
+    from iwm.finetuning import probe, run
 
-    class StopError(Exception):
-        pass
+    asked = {}
 
-    def stop(config, plan, **options):
-        asked.append(config)
+    def train(task, source, config, *rest):
+        asked.update(config=config, model=task.model, images=sum(source.lengths))
         raise StopError
 
-    asked = []
-    monkeypatch.chdir(tmp_path)
-    for name in ("imagenette", "caltech101", "clothing"):
-        write_class_folder(tmp_path / name)
-    write_segmentation_folder(tmp_path / "camvid")
-    monkeypatch.setattr(run, "finetune", stop)
-    monkeypatch.setattr(leverage, "call", lambda words, threads: app(words, standalone_mode=False))
-    options = Namespace(out=tmp_path, model="iwm-tiny", twin="iwm-tiny-inv", images=3000, jobs=2)
-    for name, study in leverage.STUDIES.items():
-        options.study = name
-        for row in () if study.probes else study.rows:
+    def mrr(model, chosen, **settings):
+        asked.update(settings, model=model)
+        raise StopError
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(probe, "train", train)
+    monkeypatch.setattr(evaluation, "mrr", mrr)
+    for study in leverage.STUDIES.values():
+        leverage.check_models(options, study)
+        for row in study.rows:
+            job = leverage.make_job(options, study, row, study.data[0], 1)
+            asked.clear()
             with pytest.raises(StopError):
-                leverage.run(options, study, row, study.data[0], 1)
-            config = asked.pop()
-            assert (config.seed, config.images) == (1, 3000)
+                app(list(job.words), standalone_mode=False)
+            assert (asked["model"].config.predictor.conditioning == "none") is row.twin
+            if row.kind == "mrr":
+                assert (asked["seed"], asked["protocol"], asked["distribution"]) == (1, "apply", "full")
+                continue
+            config = asked["config"]
+            assert config.seed == 1
+            assert asked["images"] == (3 if study.segments else 10 * len(study.data[0]))
             assert config.init == ("random" if "random" in row.name else "pretrained")
             assert config.output == ("token" if "token" in row.name else "all")
             assert config.branch == ("student" if "student" in row.name else "teacher")
 
 
-def test_differences_are_paired_by_image(leverage):
-    import torch
+def test_rows_of_one_command_share_a_run(leverage, data_sets, options):
+    def folders(name):
+        study = leverage.STUDIES[name]
+        return {
+            row.name: leverage.make_job(options, study, row, ("imagenette",), 0).folder for row in study.rows
+        }
 
+    protocols, spectrum = folders("protocols"), folders("spectrum")
+    assert spectrum["equivariant, predictor"] == protocols["predictor, pretrained"]
+    assert folders("prediction")["null action, teacher, whole image"] == protocols["predictor, pretrained"]
+    named = set(protocols.values()) | set(spectrum.values())
+    assert len(named) == len(protocols) + len(spectrum) - 1
+    options.twin = "elsewhere/model"  # Called like the other one.
+    assert len(set(folders("spectrum").values())) == len(spectrum)
+
+
+def test_a_model_that_a_row_needs_is_asked_for_before_the_first_run(
+    leverage, monkeypatch, data_sets, options
+):
+    monkeypatch.setattr(leverage, "call", lambda *_: pytest.fail("a run was begun"))
+    options.model = "iwm-tiny"
+    monkeypatch.setattr(sys, "argv", ["leverage.py", "prediction", "--out", "out"])
+    with pytest.raises(SystemExit, match=r'"on the student" needs a model with its student(.|\n)*--model'):
+        leverage.main()
+    options.twin = "missing"
+    with pytest.raises(SystemExit, match=r'"equivariant" needs a model, and missing is none(.|\n)*--model'):
+        leverage.check_models(Namespace(model="missing", twin="missing"), leverage.STUDIES["domains"])
+    with pytest.raises(SystemExit, match=r'"invariant, MRR" needs a model, and missing is none(.|\n)*--twin'):
+        leverage.check_models(options, leverage.STUDIES["spectrum"])
+
+
+def _study(leverage, **fields):
+    return leverage.Study(**{"data": (("imagenette",),), "source": "the paper"} | fields)
+
+
+def test_runs_are_done_once_and_those_of_another_command_refused(leverage, monkeypatch, data_sets, options):
+    asked = []
+
+    def call(words, threads):
+        asked.append(words)
+        return json.dumps({"accuracy": 0.5})
+
+    monkeypatch.setattr(leverage, "call", call)
+    study = _study(leverage, rows=(leverage.Row("a", ("--head", "linear"), kind="probe"),))
+    first = leverage.run_all(options, study)["a", ("imagenette",)]
+    assert leverage.run_all(options, study)["a", ("imagenette",)] == first
+    assert len(asked) == 2
+    options.images = 5
+    leverage.run_all(options, study)
+    assert len(asked) == 4
+    before, options.model = options.model, "elsewhere/model"
+    with pytest.raises(SystemExit, match=rf"was made by\n.*{before}(.|\n)*elsewhere/model(.|\n)*--out"):
+        leverage.run_all(options, study)
+    options.model = before
+    (Path(first[0]["folder"]) / "command.txt").unlink()
+    options.images = 10
+    with pytest.raises(SystemExit, match="a command that it does not name"):
+        leverage.run_all(options, study)
+    assert len(asked) == 4
+
+
+def test_a_multitask_run_without_its_baselines_goes_on(leverage, monkeypatch, data_sets, options):
+    tasks = [{"task": "imagenette", "single": None}, {"task": "clothing", "single": None}]
+    study = _study(leverage, rows=(leverage.Row("a", ()),), data=(("imagenette", "clothing"),))
+    job = leverage.make_job(options, study, study.rows[0], study.data[0], 0)
+    file = job.folder / "result.json"
+
+    def call(words, threads):
+        file.write_text(json.dumps({"tasks": tasks}))
+        tasks[0]["single"] = tasks[1]["single"] = 0.5
+
+    monkeypatch.setattr(leverage, "call", call)
+    leverage.run(job, 1)
+    assert not leverage.finished(file)
+    leverage.run(job, 1)
+    assert leverage.finished(file)
+    monkeypatch.setattr(leverage, "call", lambda *_: pytest.fail("it was done"))
+    leverage.run(job, 1)
+
+
+def _made_up(leverage, study, folder):
+    """Results of a study, and answers of its runs about four images."""
+    found = {}
+    for data in study.data:
+        for number, row in enumerate(study.rows):
+            for seed in range(2):
+                run = folder / f"{data[0]}-{number}-{seed}"
+                for task in data:
+                    for place, right in ((run, [1, 1, 0, seed]), (run / "alone" / task, [1, 0, 0, 0])):
+                        place.mkdir(parents=True, exist_ok=True)
+                        (place / f"answers-{task}.json").write_text(
+                            json.dumps(right if number < 2 else [1] * 4)
+                        )
+                result = {
+                    "average": 0.5 + number / 100,
+                    "cost": {"trained": 10**6 * (number + 1), "flops": 10**9},
+                    "tasks": [{"task": t, "scores": {"accuracy": 0.5}, "single": 0.25} for t in data],
+                }
+                result = {"overall": {"mrr": 0.9 - 0.8 * row.twin}} if row.kind == "mrr" else result
+                result = {"accuracy": 0.5 + number / 100} if row.kind == "probe" else result
+                found.setdefault((row.name, data), []).append({"folder": str(run), "result": result})
+    return found
+
+
+def test_claimed_differences_have_intervals(leverage, paired, tmp_path):
+    study = leverage.STUDIES["protocols"]
+    text = leverage.table(study, ("caltech101",), _made_up(leverage, study, tmp_path), tmp_path)
+    assert "| predictor, pretrained | 51.0% | 51.0%, 51.0% | 2.00 M | 1.00 G | 83.3 |" in text
+    assert "- predictor, pretrained over predictor, random: +0.0% ± 0.0%" in text
+    expected = paired.interval(torch.tensor([0, 0, 1, 0.5]).double())
+    assert f"- end to end over predictor, pretrained: {expected}" in text
+    told = [line.split(":")[0] for line in text.splitlines() if line.startswith("- ")]
+    assert "- predictor, pretrained over encoder" in told
+    assert {line for line in told if line.startswith("- end to end over")} == {
+        f"- end to end over {row.name}" for row in study.rows[:3]
+    }
+
+
+def test_several_tasks_are_compared_with_each_alone(leverage, paired, tmp_path):
+    study = leverage.STUDIES["multitask"]
+    text = leverage.table(study, study.data[0], _made_up(leverage, study, tmp_path), tmp_path)
+    gain = torch.tensor([0, 1, 0, 0.5]).double()
+    assert "| clothing | 50.0% | 50.0%, 50.0% | | | |\n| clothing, alone | 25.0% |" in text
+    assert f"- one predictor for all, clothing over alone: {paired.interval(gain)}" in text
+    assert f"- one predictor for all, average over alone: {paired.interval(gain, gain, gain)}" in text
+
+
+def test_what_keeps_no_answers_has_no_interval(leverage, tmp_path):
+    study = leverage.STUDIES["marginal"]
+    text = leverage.table(study, study.data[0], _made_up(leverage, study, tmp_path), tmp_path)
+    assert "- 16 predictions over the encoding: +3.0%, without an interval" in text
+
+
+@pytest.mark.parametrize("name", ["protocols", "spectrum"])
+def test_studies_with_a_figure_draw_it(leverage, monkeypatch, name, tmp_path):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda figure, path: drawn.append(figure))
+    study = leverage.STUDIES[name]
+    found = _made_up(leverage, study, tmp_path)
+    leverage.picture(name, found, tmp_path / "drawn.png")
+    axes = drawn[0].axes
+    assert [axis.get_title() for axis in axes] == ["imagenette", "caltech101"]
+    lines = {line.get_label(): line for line in axes[0].lines}
+    if name == "protocols":
+        points = {row.name: lines[row.name].get_xydata().tolist() for row in study.rows}
+        assert points == {row.name: [[i + 1, 50 + i]] for i, row in enumerate(study.rows)}
+    else:
+        assert {"linear", "attentive", "predictor"} <= lines.keys()
+        assert lines["linear"].get_xydata() == pytest.approx(torch.tensor([[0.1, 53], [0.9, 52]]).numpy())
+        text = leverage.table(study, ("imagenette",), found, tmp_path)
+        assert "| invariant, MRR | 0.100 | 0.100, 0.100 | | | 0.09 |" in re.sub(" +", " ", text)
+
+
+def test_differences_are_paired_by_image(paired):
     before, after = torch.tensor([0, 1, 1, 0.0]), torch.tensor([1, 1, 1, 0.0])
+    gain = (after - before).double()
     error = torch.tensor([1, 0, 0, 0.0]).double().std().item() / 2
-    assert leverage.interval((after - before).double()) == f"+25.0% ± {1.96 * error:.1%}"
+    assert paired.interval(gain) == f"+25.0% ± {1.96 * error:.1%}"
+    none = torch.zeros(8).double()
+    assert paired.interval(gain, none) == f"+12.5% ± {1.96 * error / 2:.1%}"
+
+
+def test_overlaps_of_images_drawn_anew_are_those_of_a_list_with_repeats(paired):
+    """As the library counts pixels of the same maps, a class that is absent left out."""
+    labels = ("a", "b", "c", "absent")
+    true, predicted = torch.randint(3, (2, 5, 6, 7)).unbind()
+    counts = []
+    for one, other in zip(predicted, true, strict=True):
+        confusion = Confusion(len(labels))
+        confusion.add(one, other)
+        counts.append(confusion.counts.double())
+    counts = torch.stack(counts)
+    for drawn in ([0, 1, 2, 3, 4], [0, 0, 3, 3, 3]):
+        times = torch.tensor(drawn).bincount(minlength=5)[None].double()
+        report = segmentation_scores([(predicted[i], true[i]) for i in drawn], labels)
+        assert paired._overlaps(torch.stack((counts, counts)), times).item() == pytest.approx(report.miou)
+    assert paired.overlap_interval(counts[None], counts[None]) == "+0.0% ± 0.0%"
+    better = counts + 100 * torch.eye(4) * torch.tensor([1, 1, 1, 0])
+    mean, spread = re.match(r"\+(.*)% ± (.*)%", paired.overlap_interval(better[None], counts[None])).groups()
+    assert 30 < float(mean) < 100
+    assert 0 < float(spread) < 20
+
+
+def test_answers_add_up_to_the_scores_of_the_run(paired, tiny_config, data_sets):
+    """About every image, of a classifier and of class maps at the images' own sizes; looked at once."""
+    model = make_model(
+        tiny_config(),
+        pets={"tasks": {"imagenette": classification("blue", "red")}, "reads": "encoder"},
+        roads={"tasks": {"camvid": segmentation("sky", "road")}, "reads": "encoder"},
+    )
+    model.save_pretrained(data_sets / "run")
+    labels = data_sets / "names.txt"
+    labels.write_text("sky\nvoid\nroad\n")
+    right = paired.answers(data_sets / "run", "imagenette")
+    split = read_task("imagenette").val
+    assert right.mean().item() == measure(str(data_sets / "run"), "imagenette", split)["accuracy"]
+    counts = paired.answers(data_sets / "run", "camvid", labels)
+    assert counts.shape == (3, 2, 2)
+    split = read_task("camvid", segmentation=True, labels=labels).val
+    miou = paired._overlaps(counts[None], torch.ones(1, 3).double()).item()
+    assert miou == pytest.approx(measure(str(data_sets / "run"), "camvid", split)["miou"])
+    (data_sets / "run" / "model.safetensors").unlink()
+    assert torch.equal(paired.answers(data_sets / "run", "imagenette"), right)
 
 
 @pytest.mark.parametrize("conditioning", ["feature", "adaln"])

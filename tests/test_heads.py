@@ -78,8 +78,10 @@ def test_attentive_sees_a_set():
 
 def reference_upernet(head, classes):
     """The same weights in transformers' UperNet and BEiT's pyramid, which others have checked."""
-    upernet = pytest.importorskip("transformers.models.upernet.modeling_upernet")
-    beit = pytest.importorskip("transformers.models.beit.modeling_beit")
+    upernet = pytest.importorskip(
+        "transformers.models.upernet.modeling_upernet", reason="pip install transformers"
+    )
+    beit = pytest.importorskip("transformers.models.beit.modeling_beit", reason="pip install transformers")
     config = upernet.UperNetConfig(hidden_size=WIDTH, num_labels=classes, pool_scales=[1, 2, 3, 6])
     reference, neck = upernet.UperNetHead(config, [WIDTH] * 4), beit.BeitFPNNeck(config)
     names = {"0": "conv", "1": "batch_norm"}
