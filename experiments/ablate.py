@@ -35,14 +35,11 @@ from iwm.pretraining.task import PretrainTask
 from iwm.training.execution import prefer_plain_attention
 
 BASE = {
-    "batch_size": "16",
-    "optim.lr": "1.4e-3",
-    "clean": "0.3",
     "model.encoder.image_size": "64",
     "model.preprocess.size": "64",
     "model.preprocess.resize": "64",
 }
-"""What every arm changes of the recipe `iwm-tiny`: its size, and how often it steps."""
+"""What every arm changes of the recipe `iwm-tiny`."""
 
 APPEND = {"model.predictor.layout": "append"}
 FEATURE = {"model.predictor.conditioning": "feature"}

@@ -30,4 +30,5 @@ def machine(device: torch.device) -> str:
     """A device in words, for the records of a run."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
+    threads = torch.get_num_threads()
+    return f"{threads} CPU {'thread' if threads == 1 else 'threads'}, {platform.machine()}"

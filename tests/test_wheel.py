@@ -39,8 +39,12 @@ def test_wheel_is_small_and_holds_what_it_should(wheel):
     assert wheel.stat().st_size < 60e6
     names = set(ZipFile(wheel).namelist())
     weights = {
-        f"iwm/weights/iwm-tiny/{n}" for n in ("model.safetensors", "config.json", "README.md", "LICENSE")
-    }
+        f"iwm/weights/iwm-tiny/{n}"
+        for n in (
+            "model.safetensors", "config.json", "README.md", "LICENSE",
+            "task-imagenette-caltech101-clothing.safetensors",
+        )
+    }  # fmt: skip
     assert weights | {"iwm/py.typed", "iwm/ui/page.css"} <= names
     assert not [name for name in names if not name.startswith(("iwm/", "iwm-"))]
 
