@@ -40,6 +40,11 @@ class Task(nn.Module, ABC):
     may_skip_parameters = False
     """Whether some steps leave a trained parameter out of the loss."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: dict[str, float] = {}
+        """Running means over the steps, which a continued run must not forget."""
+
     @abstractmethod
     def trained(self) -> list[nn.Module]:
         """Modules that the optimiser updates."""
@@ -72,6 +77,10 @@ class Task(nn.Module, ABC):
     def monitor(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> dict[str, float]:
         """Scalars worth some time, asked for now and then."""
         return {}
+
+    def sound(self, record: dict[str, float]) -> bool:
+        """Whether a step's scalars, by themselves, say nothing of what `collapse` looks for."""
+        return True
 
     def collapse(self, record: dict[str, float]) -> str | None:
         """What in a step's scalars says that going on is no use; None is nothing."""
@@ -116,7 +125,7 @@ def train(
         trainer.export_model()  # The last export may have been cut off.
         return True
     loader = source.batches(trainer.done, world, trainer.source_state)
-    waits, monitored, last = Waits(), dict[str, float](), False
+    waits, monitored, last, due = Waits(), dict[str, float](), False, False
     trackers = make_trackers(config, run.path) if world.is_main else []
     with (
         trainer.telling_what_is_good(),
@@ -143,8 +152,10 @@ def train(
                 run.log(record)
                 for tracker in trackers:
                     tracker.log(record)
-            if trainer.done % config.checkpoint_every == 0 or last or stop:
+            due = due or trainer.done % config.checkpoint_every == 0
+            if (due and trainer.worth_keeping) or last or stop:
                 trainer.checkpoint()
+                due = False
             if last or stop:
                 break
     unreadable = trainer.unreadable()
@@ -178,6 +189,8 @@ class _Trainer:
         self.world = world
         self.optimizer = task.make_optimizer(config.optim)
         self.done = self.saved = self.unreadable_before = 0
+        self.last_sound = 0
+        self.saved_is_sound = True
         self.seconds = 0.0
         if run.has_state:
             self._restore(run.load_state())
@@ -208,8 +221,11 @@ class _Trainer:
                 f"{self.config.steps}."
             )
         self.task.load_state_dict(state["task"])
+        self.task.running |= state.get("running", {})
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = self.saved = state["step"]
+        self.last_sound = state.get("last_sound", self.done)
+        self.saved_is_sound = self.last_sound == self.done
         self.seconds = state["seconds"]
         self.source_state = state.get("source")
         self.unreadable_before = state.get("unreadable", 0)
@@ -230,19 +246,34 @@ class _Trainer:
                 f"The loss is {value} and its gradient norm {norm} at step {step}. {self._good} "
                 "Try a smaller optim.lr."
             )
-        collapse = self.task.collapse(scalars | {"step": step})
+        seen = scalars | {"step": step}
+        collapse = self.task.collapse(seen)
         if collapse:
             raise TrainingError(f"Collapse at step {step}: {collapse}. {self._good}")
         self.optimizer.step()
         after = self.task.after_step(step)
         self.done += 1
+        if self.task.sound(seen):
+            self.last_sound = self.done
         return {"step": self.done, "lr": lr, "weight_decay": decay, "grad_norm": norm} | scalars | after
 
     @property
     def _good(self) -> str:
         if not self.run.has_state:
             return "There is no checkpoint yet."
-        return f"The checkpoint of step {self.saved} in {self.run.path} is good."
+        checkpoint = f"The checkpoint of step {self.saved} in {self.run.path}"
+        if self.saved_is_sound:
+            return f"{checkpoint} is good."
+        last = f"the last step without signs of it was {self.last_sound}"
+        return f"{checkpoint} may be collapsed already; {last if self.last_sound else 'every step had signs of it'}."
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether a checkpoint may take the place of the one before it.
+
+        One of a step that may be collapsed may not, except in the warmup, where nobody knows yet.
+        """
+        return self.last_sound == self.done or self.done <= self.config.optim.warmup * self.config.steps
 
     def _backward(self, crops: Tensor, step: int, keys: list[SampleKey]) -> dict[str, float]:
         """Gradients of the whole batch's mean loss; the loss and scalars, over all processes."""
@@ -268,7 +299,7 @@ class _Trainer:
         """Save the resumable state, then the model."""
         unreadable = self.unreadable()
         if not self.world.is_main:
-            self.saved = self.done
+            self._saved()
             return
         self.run.save_state(
             {
@@ -277,12 +308,17 @@ class _Trainer:
                 "listing": self.source.listing,
                 "source": self.source.state(),
                 "unreadable": unreadable,
+                "running": self.task.running,
+                "last_sound": self.last_sound,
                 "task": self.task.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
         )
-        self.saved = self.done
+        self._saved()
         self.export_model()
+
+    def _saved(self) -> None:
+        self.saved, self.saved_is_sound = self.done, self.last_sound == self.done
 
     def unreadable(self) -> int:
         """Images drawn so far that could not be read, in all sittings and processes; all must ask."""
