@@ -5,6 +5,7 @@ Knows nothing of what is trained: a `Task` supplies modules, a loss and what to 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import signal
@@ -12,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from iwm.actions import SampleKey
 from iwm.device import resolve_device
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError, TrainingError
+from iwm.fields import to_json
 from iwm.training import schedules
 from iwm.training.config import OptimConfig, RunConfig
 from iwm.training.data import Source
@@ -32,6 +35,10 @@ from iwm.training.run_folder import RunFolder
 from iwm.training.trackers import closing_all, make_trackers, require_packages
 
 log = logging.getLogger(__name__)
+
+_SINCE_2_15 = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _SINCE_2_15 else "broadcast_buffers": False}
+"""Buffers are constants, which need not travel between processes."""
 
 
 class Task(nn.Module, ABC):
@@ -125,8 +132,8 @@ def train(
         trainer.export_model()  # The last export may have been cut off.
         return True
     loader = source.batches(trainer.done, world, trainer.source_state)
-    waits, monitored, last, due = Waits(), dict[str, float](), False, False
-    trackers = make_trackers(config, run.path) if world.is_main else []
+    waits, last, due = Waits(), False, False
+    trackers = make_trackers(config, run.path, trainer.done) if world.is_main else []
     with (
         trainer.telling_what_is_good(),
         closing_all(trackers),
@@ -138,17 +145,17 @@ def train(
             record = trainer.step(crops, keys)
             progress.advance(record["loss"])
             last = trainer.done == config.steps
-            if world.is_main and config.monitor_every and (trainer.done % config.monitor_every == 0 or last):
-                monitored = task.monitor(crops.to(world.device), trainer.done, keys)
+            watched = config.monitor_every > 0 and (trainer.done % config.monitor_every == 0 or last)
+            if world.is_main and watched:
+                record |= task.monitor(crops.to(world.device), trainer.done, keys)
             stop = world.any(stopped())
             last = last or world.any(task.finished)
-            logged = trainer.done % config.log_every == 0 or last
+            logged = watched or trainer.done % config.log_every == 0 or last
             unreadable = trainer.unreadable() if logged else 0
             if world.is_main and logged:
                 pace = {"images_per_second": round(progress.images_per_second, 2)}
                 waiting = {"data_wait": waits.share(), "unreadable": unreadable}
-                record |= monitored | pace | waiting | {"memory_mb": memory_mb(world.device)}
-                monitored = {}
+                record |= pace | waiting | {"memory_mb": memory_mb(world.device)}
                 run.log(record)
                 for tracker in trackers:
                     tracker.log(record)
@@ -194,13 +201,14 @@ class _Trainer:
         self.seconds = 0.0
         if run.has_state:
             self._restore(run.load_state())
+        self._check_together()
         self.module: nn.Module = task
         if world.size > 1:  # Rank 0's weights go to all; gradients are averaged from here on.
             self.module = DistributedDataParallel(
                 task,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
-                broadcast_buffers=False,
                 find_unused_parameters=task.may_skip_parameters,
+                **_NO_BUFFERS,
             )
         if world.is_main:
             run.start(config, self.done)
@@ -229,6 +237,17 @@ class _Trainer:
         self.seconds = state["seconds"]
         self.source_state = state.get("source")
         self.unreadable_before = state.get("unreadable", 0)
+
+    def _check_together(self) -> None:
+        """Refuse processes that would train different things: each has looked at its own disk."""
+        settings = replace(self.config, device="", data=replace(self.config.data, workers=0))
+        if not self.world.agree(to_json(settings)):
+            raise InvalidConfigError("All processes that train together need the same options.")
+        if not self.world.agree((self.done, self.source.listing)):
+            raise InvalidConfigError(
+                "--out and --data must be the same on all nodes: use storage that they share. "
+                f"Process {self.world.rank} has done {self.done} steps, on {self.source.listing}."
+            )
 
     def step(self, crops: Tensor, keys: list[SampleKey]) -> dict[str, Any]:
         """One optimiser step; returns what to log of it."""
