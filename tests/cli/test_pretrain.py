@@ -224,7 +224,7 @@ def test_a_dry_run_takes_overrides_and_the_processes_of_torchrun(command, monkey
 def test_a_dry_run_plans_for_a_machine_that_is_not_here(command, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("COLUMNS", "200")
-    words = ["pretrain", "--recipe", "iwm-tiny", "--dry-run", "--processes", 32]
+    words = ["pretrain", "--recipe", "iwm-tiny", "--dry-run", "--processes", 32, "--batch-size", 32000]
     planned = command(*words, "--device", "cuda")
     assert (planned.code, planned.err) == (0, "")
     assert "device       cuda, which is not here\n" in planned.out
