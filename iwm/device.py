@@ -1,5 +1,6 @@
 """From a device's name to a device that works."""
 
+import contextlib
 import platform
 
 import torch
@@ -24,6 +25,18 @@ def resolve_device(name: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InvalidConfigError(f'Cannot use device "{name}"; try "cpu" or "auto". ({reason}.)') from error
     return device
+
+
+def planned_device(name: str) -> tuple[torch.device, bool]:
+    """The device of a run that is only planned, and whether this machine has it.
+
+    Raises:
+        InvalidConfigError: not a device; of those that are not here, only CUDA's are known.
+    """
+    if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):
+            return torch.device(name), False
+    return resolve_device(name), True
 
 
 def machine(device: torch.device) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from iwm.cli.launch import is_main, launcher, started_processes
 from iwm.cli.options import ModelName, console, print_json
 from iwm.cli.pretrain import parse_overrides, set_dotted
 from iwm.errors import InvalidConfigError
@@ -100,7 +100,7 @@ def finetune_command(
         find_recipe(recipe)
     if single_task_baseline and len(data) < 2:
         raise InvalidConfigError("--single-task-baseline compares several tasks; give several --data.")
-    if single_task_baseline and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if single_task_baseline and started_processes() > 1:
         raise InvalidConfigError(
             "--single-task-baseline runs in one process; under torchrun, run every task alone with these --steps."
         )
@@ -136,7 +136,7 @@ def finetune_command(
     if result is not None and single_task_baseline:
         result = finetune_alone(config, plan, result, resume=resume)
     if result is None:
-        if int(os.environ.get("RANK", "0")):
+        if not is_main():
             return
         console.print(f"Stopped; the checkpoint is in {out}. The same command goes on.")
         raise typer.Exit(130)
@@ -180,7 +180,7 @@ def _read(
 
 def _command(context: typer.Context) -> str:
     """The command line, as it can be typed again."""
-    words = ["iwm", "finetune"]
+    words = launcher("finetune")
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
         option = parameter.opts[0]

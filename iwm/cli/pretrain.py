@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from iwm.cli.launch import is_main, launcher, started_processes
 from iwm.cli.options import console
 from iwm.errors import InvalidConfigError, nearest
 from iwm.fields import dotted
@@ -46,12 +47,16 @@ def pretrain_command(
     deadline: Annotated[
         float, typer.Option(min=0.01, help="Hours that --dry-run works out the pace for.")
     ] = 24.0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that --dry-run plans for; torchrun starts them.")
+    ] = None,
 ) -> None:
     """Train a world model on a folder of images; Ctrl-C leaves a checkpoint, the same command goes on.
 
     Every other field of the recipe is a dotted option, e.g. --optim.lr 5e-4 or
     --model.predictor.depth 4; a wrong name gets a suggestion.
     """
+    from iwm.device import planned_device
     from iwm.fields import from_dict, to_json
     from iwm.pretraining.config import PretrainConfig
     from iwm.pretraining.recipes import find_recipe
@@ -69,14 +74,21 @@ def pretrain_command(
         set_dotted(fields, name, value)
     config = from_dict(PretrainConfig, fields)
     if dry_run:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        config = check_start(config, data or (), out, resume=resume, processes=processes)
-        _print_estimate(config, deadline, processes)
+        count = processes or started_processes()
+        device_of_run, here = planned_device(config.device)
+        config = check_start(config, data or (), out, resume=resume, processes=count, elsewhere=not here)
+        _print_estimate(
+            config, deadline, count, f"{device_of_run.type}{'' if here else ', which is not here'}"
+        )
         return
+    if processes:
+        raise typer.BadParameter("--processes goes with --dry-run; torchrun --nproc-per-node starts them.")
     if not data or out is None:  # Only --dry-run needs neither.
         raise typer.BadParameter(f"Missing option '{'--out' if data else '--data'}'.")
-    command = shlex.join(["iwm", "pretrain", "--recipe", recipe, *typed(data, out, overrides)])
+    command = shlex.join([*launcher("pretrain"), "--recipe", recipe, *typed(data, out, overrides)])
     done = pretrain(config, data, out, resume=resume, command=command)
+    if not is_main():
+        raise typer.Exit(0 if done else 130)
     if done:
         folder = os.path.join(".", out) if str(out) in ZOO else str(out)
         console.print(f'Trained {config.steps} steps. Load it: iwm.load("{folder}")')
@@ -86,7 +98,7 @@ def pretrain_command(
         raise typer.Exit(130)
 
 
-def _print_estimate(config: PretrainConfig, hours: float, processes: int) -> None:
+def _print_estimate(config: PretrainConfig, hours: float, processes: int, device: str) -> None:
     from iwm.pretraining.estimate import estimate
 
     e = estimate(config, processes)
@@ -96,6 +108,7 @@ def _print_estimate(config: PretrainConfig, hours: float, processes: int) -> Non
         "FLOPs": f"{e.flops_per_image / 1e9:.2f} G a training image, {e.flops_per_image * e.images:.2e} in all",
         "visible": f"{e.visible:.0%} of the source's patches on average",
         "world model": f"{e.predictor_share:.2f} of the encoder's FLOPs, whole image",
+        "device": device,
         "memory": f"{e.weights_bytes / 2**30:.1f} GiB of weights, gradients and averages, and about "
         f"{e.activation_bytes / 2**30:.1f} GiB of activations a process ({processes} processes, "
         f"accumulate {config.accumulate})",
@@ -123,7 +136,9 @@ def parse_overrides(words: list[str], fields: dict[str, Any], options: Sequence[
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
-            raise InvalidConfigError(f'Unexpected word "{word}"; options look like --optim.lr 5e-4.')
+            expanded = " Quote patterns, which the shell expands, as in --data 'shards/*.tar'; repeat --data for folders."
+            hint = expanded if word.endswith(".tar") or os.path.exists(word) else ""
+            raise InvalidConfigError(f'Unexpected word "{word}"; options look like --optim.lr 5e-4.{hint}')
         written, equals, text = word.lstrip("-").partition("=")
         name = written.replace("-", "_")
         leaves = dotted(fields)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from iwm.cli.launch import is_main, launcher
 from iwm.cli.options import ModelName, console
 from iwm.cli.pretrain import parse_overrides, set_dotted, typed
 
@@ -58,8 +59,12 @@ def pretrain_decoder_command(
         set_dotted(fields, name, value)
     config = from_dict(DecodingConfig, fields)
     said = ["--license", terms] if terms != "unspecified" else []
-    command = shlex.join(["iwm", "pretrain-decoder", "--model", model, *typed(data, out, overrides), *said])
+    command = shlex.join(
+        [*launcher("pretrain-decoder"), "--model", model, *typed(data, out, overrides), *said]
+    )
     done = train_decoder(config, data, out, resume=resume, command=command, license=terms)
+    if not is_main():
+        raise typer.Exit(0 if done else 130)
     if not done:
         console.print(f"Stopped; the checkpoint is in {out}. Continue: {command} --resume")
         raise typer.Exit(130)

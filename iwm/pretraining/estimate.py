@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from iwm.config import VECTOR_SIZE
-from iwm.device import resolve_device
+from iwm.device import planned_device
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.masks import draw_masks
 from iwm.world_model import WorldModel
@@ -92,7 +92,7 @@ def _activations(config: PretrainConfig, visible: int, count: int) -> int:
     """
     e, p = config.model.encoder, config.model.predictor
     value = 2 if config.precision == "bf16" else 4
-    plain = resolve_device(config.device).type == "cpu"  # See `prefer_plain_attention`.
+    plain = planned_device(config.device)[0].type == "cpu"  # See `prefer_plain_attention`.
 
     def blocks(depth: int, width: int, mlp_ratio: float, tokens: int, scaled: bool = False) -> float:
         features = 8 + (6 + 2 * mlp_ratio) * value + (8 + 2 * value if scaled else 0)

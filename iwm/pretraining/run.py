@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from iwm.training.loop import train
 from iwm.training.run_folder import RunFolder, has_state, read_run
 from iwm.training.sources import open_data
 from iwm.training.trackers import require_packages
+
+log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -56,6 +59,7 @@ def check_start(
     *,
     resume: bool = False,
     processes: int = 1,
+    elsewhere: bool = False,
 ) -> PretrainConfig:
     """Refuse what `pretrain` would refuse before its first step; trains and writes nothing.
 
@@ -65,11 +69,13 @@ def check_start(
         config, resume: as for `pretrain`.
         data, out: the same; what is not given is not looked at.
         processes: those that would train together.
+        elsewhere: the run is for another machine, whose device this one need not have.
 
     Returns:
         The configuration, with what its donor asks for.
     """
-    resolve_device(config.device)
+    if not elsewhere:
+        resolve_device(config.device)
     config.rows(processes)
     require_packages(config)
     if data:
@@ -79,6 +85,7 @@ def check_start(
         with torch.device("meta"):
             encoder = Encoder(config.model.encoder, config.model.preprocess)
         donor.fitted(encoder)
+        _warn(donor, config)
     if out is not None:
         RunFolder(out, config, resume=resume)
     return config
@@ -96,6 +103,8 @@ def _pretrain(
     task = PretrainTask(config)
     if donor:
         task.start_from(donor)
+        if world.is_main:
+            _warn(donor, config)
     task.to(device)
     if device.type == "cpu":
         prefer_plain_attention(task)
@@ -113,6 +122,7 @@ def _pretrain(
                 "images_seen": done * config.batch_size,
                 "hours": round(seconds / 3600, 3),
                 "machine": machine(device),
+                "processes": world.size,
             },
         )
         save_model(out, described, task.model, task.student)
@@ -128,6 +138,12 @@ def _with_donor(config: PretrainConfig, out: Path | None) -> tuple[PretrainConfi
         return _adapted_before(config, out), None
     donor = find_donor(config.init_encoder)
     return config.replace(model=donor.adapt(config.model)), donor
+
+
+def _warn(donor: Donor, config: PretrainConfig) -> None:
+    doubt = donor.doubt(config.model.encoder)
+    if doubt:
+        log.warning(doubt)
 
 
 def _adapted_before(config: PretrainConfig, out: Path) -> PretrainConfig:

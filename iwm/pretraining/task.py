@@ -35,7 +35,7 @@ class PretrainTask(Task):
         self.student.load_state_dict(self.model.encoder.state_dict())
         self.model.encoder.requires_grad_(False)
         self.student.requires_grad_(not config.freeze_encoder)
-        self._spread = 1.0
+        self.running["spread"] = 1.0
         # Steps without masks have no place for the mask token in one layout.
         self.may_skip_parameters = config.model.predictor.layout == "inplace"
 
@@ -59,8 +59,9 @@ class PretrainTask(Task):
             keys: (epoch, index) of each sample; decide, with the seed, all other draws.
 
         Returns:
-            The scalar loss, and `target_std`: the standard deviation of target tokens over the
-            batch, averaged over features. 0 is a collapse; 1 is all it can be; one image has none.
+            The scalar loss, and `target_std`: the standard deviation over the batch of the teacher's
+            tokens at one position, averaged over positions and features. 0 is a collapse; 1 is all
+            it can be; one image has none.
         """
         config = self.config
         seed = config.seed
@@ -72,13 +73,14 @@ class PretrainTask(Task):
         visible, masked = (None, None) if masks is None else (m.to(crops.device) for m in masks)
         with torch.no_grad():
             targets = self.model.encoder(views.target)
+        # Of all tokens: each image has other masked positions, which differ in any case.
+        spread = {"target_std": targets.float().std(dim=0, correction=0).mean()}
         predicted_at = masked if config.model.predictor.layout == "append" else None
         source = self.student(views.source, visible)
         predictions = self.model.predictor(source, action, grid, visible, predicted_at)
         if predicted_at is not None:
             targets = take_tokens(targets, predicted_at)
         loss = F.mse_loss(predictions.float(), targets.float())
-        spread = {"target_std": targets.float().std(dim=0, correction=0).mean()}
         return loss, spread if len(crops) > 1 else {}
 
     @torch.no_grad()
@@ -97,16 +99,22 @@ class PretrainTask(Task):
         views = make_views(crops, self.config.model.actions, seed=self.config.seed, keys=keys)
         return monitor(self.model, crops, views.target)
 
+    def sound(self, record: dict[str, float]) -> bool:
+        """Whether target tokens differ between the images of this step."""
+        return record.get("target_std", 1.0) >= self.config.collapse_below
+
     def collapse(self, record: dict[str, float]) -> str | None:
         """Whether target tokens have stopped to differ between images, after the warmup."""
-        self._spread += 0.1 * (record.get("target_std", self._spread) - self._spread)
+        spread = self.running["spread"]
+        spread += 0.1 * (record.get("target_std", spread) - spread)
+        self.running["spread"] = spread
         if (
             record["step"] < self.config.optim.warmup * self.config.steps
-            or self._spread > self.config.collapse_below
+            or spread > self.config.collapse_below
         ):
             return None
         return (
-            f"target tokens differ between images by a standard deviation of {self._spread:.4f} only "
+            f"target tokens differ between images by a standard deviation of {spread:.4f} only "
             f"(collapse_below is {self.config.collapse_below})"
         )
 

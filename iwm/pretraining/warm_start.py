@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -35,12 +37,14 @@ class Donor:
         source: where they came from.
         weights: of an `Encoder`, positions on their own grid.
         mean, std: pixel normalisation it was trained with, where known.
+        heads: of its attention, where known; no weight tells.
     """
 
     source: str
     weights: dict[str, Tensor]
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    heads: int | None = None
 
     def adapt(self, config: WorldModelConfig) -> WorldModelConfig:
         """The configuration with the donor's kind of positions and its pixel normalisation."""
@@ -67,19 +71,34 @@ class Donor:
         if table is not None and table.shape[-1] == encoder.config.width:
             weights["position_table"] = resample_positions(table, encoder.config.grid)
         expected = {name: list(tensor.shape) for name, tensor in encoder.state_dict().items()}
-        problems = [f"{name} is missing" for name in sorted(expected.keys() - weights.keys())]
-        problems += [f"{name} is of no use here" for name in sorted(weights.keys() - expected.keys())]
-        problems += [
-            f"{name} has shape {list(weights[name].shape)}, expected {shape}"
-            for name, shape in expected.items()
-            if name in weights and list(weights[name].shape) != shape
-        ]
+        foreign = _other_parts(expected, weights, lambda name: re.match(r"blocks\.[1-9]", name) is None)
+        problems = foreign or _other_parts(expected, weights)
+        if not foreign:
+            problems += [
+                f"{name} has shape {list(weights[name].shape)}, expected {shape}"
+                for name, shape in expected.items()
+                if name in weights and list(weights[name].shape) != shape
+            ]
+            if self.heads and self.heads != encoder.config.heads:
+                problems.append(f"it has {self.heads} attention heads, expected {encoder.config.heads}")
         if problems:
+            advice = "It is not a plain ViT." if foreign else self._advice(encoder.config)
             raise IncompatibleWeightsError(
                 f"{self.source} does not fit the encoder: {'; '.join(problems[:4])}"
-                f"{', ...' if len(problems) > 4 else ''}. {self._advice(encoder.config)}"
+                f"{', ...' if len(problems) > 4 else ''}. {advice}"
             )
         return weights
+
+    def doubt(self, config: EncoderConfig) -> str | None:
+        """What to say of a number of heads that weights fit, and that hardly any ViT has."""
+        per_head = config.width / config.heads
+        if self.heads or 48 <= per_head <= 112:
+            return None
+        return (
+            f"{self.source} does not tell how many attention heads it has, and {config.heads} of "
+            f"{per_head:g} features each are unusual; set those it was trained with: "
+            f"--model.encoder.heads {max(round(config.width / 64), 1)}?"
+        )
 
     def _advice(self, config: EncoderConfig) -> str:
         """The options that describe the donor's own sizes."""
@@ -89,24 +108,36 @@ class Donor:
         sizes: dict[str, Any] = {
             "width": width, "depth": len(blocks), "patch_size": patch, "mlp_ratio": hidden / width,
         }  # fmt: skip
+        if self.heads or width != config.width:
+            sizes["heads"] = self.heads or max(width // 64, 1)
         words = [f"--model.encoder.{k} {v}" for k, v in sizes.items() if getattr(config, k) != v]
-        if "width" in " ".join(words):
-            words.append(f"--model.encoder.heads {max(width // 64, 1)}")
         return f"Its sizes: {' '.join(words)}" if words else "It is not a plain ViT."
+
+
+def _other_parts(
+    expected: Mapping[str, object], weights: Mapping[str, object], of: Callable[[str], bool] = bool
+) -> list[str]:
+    """Parts that one of the two lacks, among names of some kind; the first block's are all blocks'."""
+    missing, useless = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    return [f"{name} is missing" for name in sorted(filter(of, missing))] + [
+        f"{name} is of no use here" for name in sorted(filter(of, useless))
+    ]
 
 
 def find_donor(source: str) -> Donor:
     """The encoder that `--init-encoder` names.
 
     Args:
-        source: `timm:<name>` (its published weights), or a safetensors file in timm's naming or
-            of an `Encoder`.
+        source: `timm:<name>` (its published weights), or a safetensors file in timm's naming, of
+            an `Encoder` or of a whole model of this library, whose encoder is taken.
 
     Raises:
         UnknownModelError: timm knows no such name.
         WeightsUnavailableError: the file does not exist, or timm cannot get its weights.
         IncompatibleWeightsError: not a safetensors file, or not a ViT.
     """
+    if Path(source).is_dir():
+        raise WeightsUnavailableError(f"{source} is a folder. Name a safetensors file, such as one in it.")
     kind, _, name = source.partition(":")
     if kind == "timm":
         return _from_timm(name, source)
@@ -118,6 +149,8 @@ def find_donor(source: str) -> Donor:
         ) from error
     except (SafetensorError, OSError) as error:
         raise IncompatibleWeightsError(f"{source} is not a readable safetensors file: {error}") from error
+    if "encoder.patch_embed.proj.weight" in state:  # A whole model of this library.
+        state = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     return Donor(source, translate(state, source))
 
 
@@ -132,7 +165,9 @@ def _from_timm(name: str, source: str) -> Donor:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsUnavailableError(f"timm cannot get the weights of {name}: {reason}") from error
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return Donor(source, translate(model.state_dict(), source), tuple(cfg["mean"]), tuple(cfg["std"]))
+    weights = translate(model.state_dict(), source)
+    heads = model.blocks[0].attn.num_heads  # type: ignore[index, union-attr]
+    return Donor(source, weights, tuple(cfg["mean"]), tuple(cfg["std"]), heads)
 
 
 def translate(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:

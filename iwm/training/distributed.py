@@ -54,6 +54,14 @@ class World:
         dist.all_reduce(value, dist.ReduceOp.SUM)
         return int(value.item())
 
+    def agree(self, value: object) -> bool:
+        """Whether `value` is the same in all processes; all of them must ask."""
+        if self.size == 1:
+            return True
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return all(other == value for other in values)
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes."""
         if self.size > 1:

@@ -5,6 +5,7 @@ Knows nothing of what is trained: a `Task` supplies modules, a loss and what to 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import signal
@@ -12,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -22,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from iwm.actions import SampleKey
 from iwm.device import resolve_device
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError, TrainingError
+from iwm.fields import to_json
 from iwm.training import schedules
 from iwm.training.config import OptimConfig, RunConfig
 from iwm.training.data import Source
@@ -33,12 +36,21 @@ from iwm.training.trackers import closing_all, make_trackers, require_packages
 
 log = logging.getLogger(__name__)
 
+_SINCE_2_15 = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _SINCE_2_15 else "broadcast_buffers": False}
+"""Buffers are constants, which need not travel between processes."""
+
 
 class Task(nn.Module, ABC):
     """What the loop trains; its forward pass is the loss."""
 
     may_skip_parameters = False
     """Whether some steps leave a trained parameter out of the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: dict[str, float] = {}
+        """Running means over the steps, which a continued run must not forget."""
 
     @abstractmethod
     def trained(self) -> list[nn.Module]:
@@ -72,6 +84,10 @@ class Task(nn.Module, ABC):
     def monitor(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> dict[str, float]:
         """Scalars worth some time, asked for now and then."""
         return {}
+
+    def sound(self, record: dict[str, float]) -> bool:
+        """Whether a step's scalars, by themselves, say nothing of what `collapse` looks for."""
+        return True
 
     def collapse(self, record: dict[str, float]) -> str | None:
         """What in a step's scalars says that going on is no use; None is nothing."""
@@ -116,8 +132,8 @@ def train(
         trainer.export_model()  # The last export may have been cut off.
         return True
     loader = source.batches(trainer.done, world, trainer.source_state)
-    waits, monitored, last = Waits(), dict[str, float](), False
-    trackers = make_trackers(config, run.path) if world.is_main else []
+    waits, last, due = Waits(), False, False
+    trackers = make_trackers(config, run.path, trainer.done) if world.is_main else []
     with (
         trainer.telling_what_is_good(),
         closing_all(trackers),
@@ -129,22 +145,24 @@ def train(
             record = trainer.step(crops, keys)
             progress.advance(record["loss"])
             last = trainer.done == config.steps
-            if world.is_main and config.monitor_every and (trainer.done % config.monitor_every == 0 or last):
-                monitored = task.monitor(crops.to(world.device), trainer.done, keys)
+            watched = config.monitor_every > 0 and (trainer.done % config.monitor_every == 0 or last)
+            if world.is_main and watched:
+                record |= task.monitor(crops.to(world.device), trainer.done, keys)
             stop = world.any(stopped())
             last = last or world.any(task.finished)
-            logged = trainer.done % config.log_every == 0 or last
+            logged = watched or trainer.done % config.log_every == 0 or last
             unreadable = trainer.unreadable() if logged else 0
             if world.is_main and logged:
                 pace = {"images_per_second": round(progress.images_per_second, 2)}
                 waiting = {"data_wait": waits.share(), "unreadable": unreadable}
-                record |= monitored | pace | waiting | {"memory_mb": memory_mb(world.device)}
-                monitored = {}
+                record |= pace | waiting | {"memory_mb": memory_mb(world.device)}
                 run.log(record)
                 for tracker in trackers:
                     tracker.log(record)
-            if trainer.done % config.checkpoint_every == 0 or last or stop:
+            due = due or trainer.done % config.checkpoint_every == 0
+            if (due and trainer.worth_keeping) or last or stop:
                 trainer.checkpoint()
+                due = False
             if last or stop:
                 break
     unreadable = trainer.unreadable()
@@ -178,16 +196,19 @@ class _Trainer:
         self.world = world
         self.optimizer = task.make_optimizer(config.optim)
         self.done = self.saved = self.unreadable_before = 0
+        self.last_sound = 0
+        self.saved_is_sound = True
         self.seconds = 0.0
         if run.has_state:
             self._restore(run.load_state())
+        self._check_together()
         self.module: nn.Module = task
         if world.size > 1:  # Rank 0's weights go to all; gradients are averaged from here on.
             self.module = DistributedDataParallel(
                 task,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
-                broadcast_buffers=False,
                 find_unused_parameters=task.may_skip_parameters,
+                **_NO_BUFFERS,
             )
         if world.is_main:
             run.start(config, self.done)
@@ -208,11 +229,25 @@ class _Trainer:
                 f"{self.config.steps}."
             )
         self.task.load_state_dict(state["task"])
+        self.task.running |= state.get("running", {})
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = self.saved = state["step"]
+        self.last_sound = state.get("last_sound", self.done)
+        self.saved_is_sound = self.last_sound == self.done
         self.seconds = state["seconds"]
         self.source_state = state.get("source")
         self.unreadable_before = state.get("unreadable", 0)
+
+    def _check_together(self) -> None:
+        """Refuse processes that would train different things: each has looked at its own disk."""
+        settings = replace(self.config, device="", data=replace(self.config.data, workers=0))
+        if not self.world.agree(to_json(settings)):
+            raise InvalidConfigError("All processes that train together need the same options.")
+        if not self.world.agree((self.done, self.source.listing)):
+            raise InvalidConfigError(
+                "--out and --data must be the same on all nodes: use storage that they share. "
+                f"Process {self.world.rank} has done {self.done} steps, on {self.source.listing}."
+            )
 
     def step(self, crops: Tensor, keys: list[SampleKey]) -> dict[str, Any]:
         """One optimiser step; returns what to log of it."""
@@ -230,19 +265,34 @@ class _Trainer:
                 f"The loss is {value} and its gradient norm {norm} at step {step}. {self._good} "
                 "Try a smaller optim.lr."
             )
-        collapse = self.task.collapse(scalars | {"step": step})
+        seen = scalars | {"step": step}
+        collapse = self.task.collapse(seen)
         if collapse:
             raise TrainingError(f"Collapse at step {step}: {collapse}. {self._good}")
         self.optimizer.step()
         after = self.task.after_step(step)
         self.done += 1
+        if self.task.sound(seen):
+            self.last_sound = self.done
         return {"step": self.done, "lr": lr, "weight_decay": decay, "grad_norm": norm} | scalars | after
 
     @property
     def _good(self) -> str:
         if not self.run.has_state:
             return "There is no checkpoint yet."
-        return f"The checkpoint of step {self.saved} in {self.run.path} is good."
+        checkpoint = f"The checkpoint of step {self.saved} in {self.run.path}"
+        if self.saved_is_sound:
+            return f"{checkpoint} is good."
+        last = f"the last step without signs of it was {self.last_sound}"
+        return f"{checkpoint} may be collapsed already; {last if self.last_sound else 'every step had signs of it'}."
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether a checkpoint may take the place of the one before it.
+
+        One of a step that may be collapsed may not, except in the warmup, where nobody knows yet.
+        """
+        return self.last_sound == self.done or self.done <= self.config.optim.warmup * self.config.steps
 
     def _backward(self, crops: Tensor, step: int, keys: list[SampleKey]) -> dict[str, float]:
         """Gradients of the whole batch's mean loss; the loss and scalars, over all processes."""
@@ -268,7 +318,7 @@ class _Trainer:
         """Save the resumable state, then the model."""
         unreadable = self.unreadable()
         if not self.world.is_main:
-            self.saved = self.done
+            self._saved()
             return
         self.run.save_state(
             {
@@ -277,12 +327,17 @@ class _Trainer:
                 "listing": self.source.listing,
                 "source": self.source.state(),
                 "unreadable": unreadable,
+                "running": self.task.running,
+                "last_sound": self.last_sound,
                 "task": self.task.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
         )
-        self.saved = self.done
+        self._saved()
         self.export_model()
+
+    def _saved(self) -> None:
+        self.saved, self.saved_is_sound = self.done, self.last_sound == self.done
 
     def unreadable(self) -> int:
         """Images drawn so far that could not be read, in all sittings and processes; all must ask."""

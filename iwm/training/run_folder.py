@@ -11,7 +11,7 @@ import torch
 from iwm.checkpoint import CONFIG_FILE
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
 from iwm.fields import dotted, from_dict, to_json
-from iwm.files import atomic_write, write_text
+from iwm.files import atomic_write, remove_unfinished, write_text
 from iwm.training.config import RunConfig
 
 RUN_FILE = "run.json"
@@ -61,7 +61,8 @@ class RunFolder:
         return has_state(self.path)
 
     def start(self, config: RunConfig, step: int) -> None:
-        """Write the configuration, and drop the metrics that will be written again from `step` on."""
+        """Write the configuration; drop unfinished files, and metrics that come again from `step` on."""
+        remove_unfinished(self.path)
         write_text(self.path / RUN_FILE, to_json(config))
         metrics = self.path / METRICS_FILE
         if metrics.is_file():

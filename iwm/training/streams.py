@@ -5,7 +5,8 @@ Rows are shuffled in blocks, each by a permutation drawn from (seed, epoch, bloc
 a running buffer, whose content no checkpoint could keep: its own `shuffle` holds such a buffer and
 loses a row at every resume. The state of a stream is the place of the block it is in:
 a run resumes in the middle of a shard, on any number of processes, with nothing seen twice or
-skipped. Every process reads all rows and decodes its own.
+skipped. Every process reads all rows and decodes its own; where one of these cannot be read, also
+the rows after it, so that the same crop takes its place on any number of processes.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ Cell = dict[str, Any]
 
 Row = tuple[str, Cell]
 """Where the image is, for the log, and the image."""
+
+Place = tuple[SampleKey, Row, dict[str, Any]]
+"""A row of the stream, its key, and the state of the stream after it."""
 
 
 def is_stream(name: str) -> bool:
@@ -87,24 +91,32 @@ class StreamSource:
         share = self.config.batch_size // world.size
         mine = range(world.rank * share, (world.rank + 1) * share)
         with ThreadPoolExecutor(max(self.config.data.workers, 1)) as pool:
-            ahead: tuple[list[SampleKey], list[Future[Tensor | None]], dict[str, Any]] | None = None
+            ahead: tuple[list[Place], dict[int, Future[Tensor | None]]] | None = None
             for step in range(first_step, self.config.steps + 1):
                 coming = None
                 if step < self.config.steps:  # Decoded while the step before is trained.
                     batch = [next(rows) for _ in range(self.config.batch_size)]
-                    own = [batch[row][:2] for row in mine]
-                    futures = [pool.submit(self._decode, key, row) for key, row in own]
-                    coming = [key for key, _ in own], futures, batch[-1][2]
+                    coming = batch, {row: pool.submit(self._decode, *batch[row][:2]) for row in mine}
                 if ahead:
-                    keys, decoded, after = ahead
-                    crops = [future.result() for future in decoded]
-                    self.unreadable += sum(crop is None for crop in crops)
-                    if all(crop is None for crop in crops):
-                        crops[0] = self._next_readable(after)
-                    self._state = after
-                    epochs, indices = torch.tensor(keys).unbind(1)
-                    yield _filled(crops), epochs, indices
+                    places, futures = ahead
+                    decoded = {row: future.result() for row, future in futures.items()}
+                    self.unreadable += sum(crop is None for crop in decoded.values())
+                    crops = torch.stack([self._crop_for(row, places, decoded) for row in mine])
+                    self._state = places[-1][2]
+                    epochs, indices = torch.tensor([places[row][0] for row in mine]).unbind(1)
+                    yield crops, epochs, indices
                 ahead = coming
+
+    def _crop_for(self, row: int, batch: list[Place], decoded: dict[int, Tensor | None]) -> Tensor:
+        """The crop of a row of a batch; or of the next readable one, round its end, whoever's it is."""
+        for place in (*range(row, len(batch)), *range(row)):
+            if place not in decoded:
+                decoded[place] = self._decode(*batch[place][:2])
+            crop = decoded[place]
+            if crop is not None:
+                return crop
+        decoded[row] = crop = self._next_readable(batch[-1][2])
+        return crop
 
     def _next_readable(self, state: dict[str, Any]) -> Tensor:
         """The next crop after a batch of which no image can be read."""
@@ -116,7 +128,7 @@ class StreamSource:
             f"None of {PATIENCE * BLOCK:,} successive images of {self.listing} can be read; see the warnings above."
         )
 
-    def _rows(self, state: dict[str, Any]) -> Iterator[tuple[SampleKey, Row, dict[str, Any]]]:
+    def _rows(self, state: dict[str, Any]) -> Iterator[Place]:
         """Rows for ever: key, row, and the state after it."""
         epoch, block, offset, shards = (state[k] for k in ("epoch", "block", "offset", "shards"))
         while True:
@@ -183,14 +195,6 @@ def _fetched(path: str) -> bytes:
     except Exception as error:  # The network and every file system have their own.
         raise InvalidDataError(f"Cannot fetch {path}: {type(error).__name__}: {error}") from error
     return content
-
-
-def _filled(crops: list[Tensor | None]) -> Tensor:
-    """A batch, in which the next readable crop, of which there is one, takes the place of an unreadable one."""
-    for i in reversed(range(len(crops))):
-        if crops[i] is None:
-            crops[i] = next(c for j in range(1, len(crops)) if (c := crops[(i + j) % len(crops)]) is not None)
-    return torch.stack([crop for crop in crops if crop is not None])
 
 
 def _open_stream(name: str) -> tuple[Any, str, list[str]]:

@@ -39,11 +39,11 @@ def require_packages(config: RunConfig) -> None:
         raise InvalidConfigError(f"{error}. Install it: pip install 'iwm[train]', or wandb.") from error
 
 
-def make_trackers(config: RunConfig, out: Path) -> list[Tracker]:
-    """Those that the configuration asks for."""
+def make_trackers(config: RunConfig, out: Path, done: int = 0) -> list[Tracker]:
+    """Those that the configuration asks for, of a run that goes on after so many steps."""
     trackers: list[Tracker] = []
     if config.tensorboard:
-        trackers.append(_TensorBoard(out))
+        trackers.append(_TensorBoard(out, done))
     if config.wandb:
         trackers.append(_WandB(config.wandb, out))
     return trackers
@@ -60,14 +60,14 @@ def closing_all(trackers: list[Tracker]) -> Iterator[None]:
 
 
 class _TensorBoard:
-    """Events in `tensorboard/` of the run folder."""
+    """Events in `tensorboard/` of the run folder; those after `done` steps no longer count."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = out / "tensorboard"
         with self._writing():
-            self.writer: Any = SummaryWriter(str(self.folder))
+            self.writer: Any = SummaryWriter(str(self.folder), purge_step=done + 1)
 
     def log(self, record: dict[str, Any]) -> None:
         with self._writing():

@@ -68,6 +68,16 @@ def test_words_that_are_no_options(words, message):
         parse_overrides(words, RECIPE)
 
 
+@pytest.mark.parametrize("word", ["b.tar", "photos"])
+def test_words_of_a_pattern_that_the_shell_expanded(monkeypatch, tmp_path, word):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(
+        InvalidConfigError, match=rf'^Unexpected word "{word}".* Quote patterns.*; repeat --data for'
+    ):
+        parse_overrides([word], RECIPE)
+
+
 @pytest.fixture
 def fields():
     return {"steps": 1, "optim": {"lr": 0.1, "betas": [0.9, 0.99]}, "model": {"predictor": {"depth": 2}}}

@@ -62,6 +62,7 @@ def test_a_run_records_its_settings_command_and_provenance(finished, photos):
     assert described.provenance["images"] == 12
     assert described.provenance["images_seen"] == 16
     typed = shlex.split(described.recipe["command"])
+    assert described.provenance["processes"] == 1
     assert typed[:6] == ["iwm", "pretrain", "--recipe", "iwm-tiny", "--data", str(photos)]
     for option, value in (("--steps", "4"), ("--optim.lr", "0.0005"), ("--data.crop_scale", "[0.5, 1]")):
         assert typed[typed.index(option) + 1] == value
@@ -218,6 +219,31 @@ def test_a_dry_run_takes_overrides_and_the_processes_of_torchrun(command, monkey
     assert "(4 processes, accumulate 1)" in " ".join(command(*words).out.split())
     assert "No option --model.encoder.dept" in command(*words, "--model.encoder.dept", 3).error
     assert "clean is 2.0" in command(*words, "--clean", 2).error
+
+
+def test_a_dry_run_plans_for_a_machine_that_is_not_here(command, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ["pretrain", "--recipe", "iwm-tiny", "--dry-run", "--processes", 32, "--batch-size", 32000]
+    planned = command(*words, "--device", "cuda")
+    assert (planned.code, planned.err) == (0, "")
+    assert "device       cuda, which is not here\n" in planned.out
+    assert "(32 processes, accumulate 1)" in planned.out
+    here = command(*words, "--device", "cpu").out
+    assert "device       cpu\n" in here
+    # On a CPU, attention keeps its matrices.
+    memory = [
+        _numbers(next(r for r in out.splitlines() if r.startswith("memory")))[1]
+        for out in (planned.out, here)
+    ]
+    assert memory[0] < memory[1]
+
+
+def test_how_many_processes_train_is_not_an_option_of_a_run(command, photos, tmp_path):
+    words = ["pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", tmp_path / "run"]
+    refused = command(*words, "--processes", 2)
+    assert (refused.code, "--processes goes with --dry-run" in refused.words) == (2, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_deadline_of_nothing_is_refused(command):

@@ -37,6 +37,11 @@ def run(*arguments, expected=0, **options):
     process = start(*arguments, **options)
     printed, error = process.communicate(timeout=240)
     assert process.returncode == expected, error
+    # Steps without masks skip a parameter; PyTorch warns wherever the first step is none of them.
+    warned = [
+        line for line in error.splitlines() if "Warning" in line and "find_unused_parameters" not in line
+    ]
+    assert not warned, error
     return printed, error
 
 
@@ -108,6 +113,36 @@ def test_a_batch_that_cannot_be_shared(photos, tmp_path):
     assert "batch_size 9 cannot be shared evenly by 2 processes" in error
 
 
+# Trains like `iwm pretrain`, into a folder of each process's own, as nodes do that share no storage.
+APART = """
+import os, sys
+from pathlib import Path
+sys.argv[-1] += os.environ["RANK"]
+sys.argv[1:1] = ["pretrain"]
+from iwm.cli.main import main
+main()
+"""
+
+
+def test_nodes_that_share_no_folder_are_refused(photos, tmp_path):
+    (tmp_path / "apart.py").write_text(APART)
+    run(photos, tmp_path / "run0", "--steps", "3")
+    before = (tmp_path / "run0" / "state.pt").read_bytes()
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run1" / "run.json").write_bytes((tmp_path / "run0" / "run.json").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(tmp_path / "apart.py"), "--data", str(photos), *SMALL, "--resume", "--out", str(tmp_path / "run")],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    told = "--out and --data must be the same on all nodes: use storage that they share"
+    assert told in " ".join(done.stderr.split()), done.stderr
+    assert (tmp_path / "run0" / "state.pt").read_bytes() == before
+    assert not (tmp_path / "run1" / "metrics.jsonl").exists()
+
+
 def test_a_signal_ends_all_processes_after_the_same_step(photos, tmp_path):
     out = tmp_path / "run"
     process = start(photos, out, "--steps", "100000", "--checkpoint-every", "100000", processes=2)
@@ -117,4 +152,9 @@ def test_a_signal_ends_all_processes_after_the_same_step(photos, tmp_path):
     process.send_signal(signal.SIGTERM)
     printed, error = process.communicate(timeout=60)
     assert (out / "state.pt").exists(), error
-    assert re.search("Stopped; the checkpoint is in", printed)
+    told = re.findall(r"Stopped; the checkpoint is in .+\. Continue: (.+) --resume", printed)
+    assert len(told) == 1, printed
+    assert told[0].startswith("torchrun --nproc-per-node 2 -m iwm.pretraining --recipe iwm-tiny --data ")
+    described = json.loads((out / "config.json").read_text())
+    assert described["recipe"]["command"] == told[0]
+    assert described["provenance"]["processes"] == 2

@@ -174,7 +174,6 @@ def _kept_bytes(config, step):
 )
 def test_activations_are_those_that_autograd_keeps(monkeypatch, device, layout, conditioning, changes):
     """On a GPU attention is fused; what is kept of it is the same on a CPU."""
-    monkeypatch.setattr(estimate_module, "resolve_device", torch.device)
     config = _config(layout, conditioning, batch_size=4, device=device, **changes)
     model = config.model.replace(
         encoder=replace(config.model.encoder, depth=8, heads=8, mlp_ratio=3.0),

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from iwm.pretraining.task import PretrainTask
 from iwm.pretraining.views import make_views
 from iwm.training.config import OptimConfig
 from iwm.training.data import CropDataset, StepSampler
+from iwm.training.run_folder import RunFolder
 from iwm.world_model import WorldModel
 
 SCORES = {"effective_rank", "cosine", "online_apply_mrr", "online_undo_mrr"}
@@ -150,9 +153,14 @@ def black(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("warmup", "below", "step", "saved"), [(0.1, 0.02, 37, 30), (0.1, 0.05, 28, 20), (0.8, 0.02, 40, 40)]
-)
-def test_a_collapse_after_the_warmup_stops_the_run(make_config, black, tmp_path, warmup, below, step, saved):
+    ("warmup", "below", "step", "words"),
+    [
+        (0.1, 0.02, 37, r"There is no checkpoint yet\."),
+        (0.1, 0.05, 28, r"There is no checkpoint yet\."),
+        (0.8, 0.02, 40, r"The checkpoint of step 40 in .*run may be collapsed already; every step had signs of it\."),
+    ],
+)  # fmt: skip
+def test_a_collapse_after_the_warmup_stops_the_run(make_config, black, tmp_path, warmup, below, step, words):
     """The running mean of a spread of nothing falls by a tenth a step, from 1."""
     config = make_config(
         steps=50, collapse_below=below, optim=OptimConfig(warmup=warmup), checkpoint_every=10, monitor_every=0
@@ -161,12 +169,89 @@ def test_a_collapse_after_the_warmup_stops_the_run(make_config, black, tmp_path,
     with pytest.raises(
         TrainingError,
         match=rf"^Collapse at step {step}: target tokens differ between images by a standard deviation of "
-        rf"{spread:.4f} only \(collapse_below is {below}\)\. The checkpoint of step {saved} in .*run is good\.$",
+        rf"{spread:.4f} only \(collapse_below is {below}\)\. {words}$",
     ):
         pretrain(config, [black], tmp_path / "run")
     records = _records(tmp_path / "run")
     assert [record["step"] for record in records] == list(range(1, step + 1))
     assert max(record["target_std"] for record in records) < 1e-6
+
+
+def _collapse_from(monkeypatch, first):
+    """Target tokens that are all alike from a step on."""
+    forward = PretrainTask.forward
+
+    def collapsed(self, crops, step, keys):
+        loss, _ = forward(self, crops, step, keys)
+        return loss, {"target_std": torch.tensor(0.5 if step < first else 0.0)}
+
+    monkeypatch.setattr(PretrainTask, "forward", collapsed)
+
+
+def test_the_checkpoint_before_a_collapse_stays(make_config, photos, tmp_path, monkeypatch):
+    _collapse_from(monkeypatch, 24)
+    config = make_config(steps=80, optim=OptimConfig(warmup=0.1), checkpoint_every=10, monitor_every=0)
+    with pytest.raises(
+        TrainingError, match=r"^Collapse at step 5\d: .* The checkpoint of step 20 in .*run is good\.$"
+    ):
+        pretrain(config, [photos], tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 20
+
+
+def test_a_checkpoint_waits_for_a_step_without_signs_of_a_collapse(
+    make_config, photos, tmp_path, monkeypatch
+):
+    saved = []
+    forward = PretrainTask.forward
+
+    def dips(self, crops, step, keys):
+        loss, _ = forward(self, crops, step, keys)
+        return loss, {"target_std": torch.tensor(0.0 if step in (9, 10) else 0.5)}
+
+    monkeypatch.setattr(PretrainTask, "forward", dips)
+    save = RunFolder.save_state
+    monkeypatch.setattr(
+        RunFolder, "save_state", lambda run, state: saved.append(state["step"]) or save(run, state)
+    )
+    config = make_config(steps=30, optim=OptimConfig(warmup=0.0), checkpoint_every=10, monitor_every=0)
+    assert pretrain(config, [photos], tmp_path / "run")
+    assert saved == [12, 20, 30]
+
+
+def test_a_run_that_goes_on_remembers_the_spread_and_what_was_sound(
+    make_config, photos, tmp_path, monkeypatch
+):
+    """Stopped while target tokens were alike already, it stops where it would have stopped."""
+    _collapse_from(monkeypatch, 24)
+    after_step = PretrainTask.after_step
+
+    def stopped(self, step):
+        if step == 39:
+            os.kill(os.getpid(), signal.SIGINT)
+        return after_step(self, step)
+
+    config = make_config(steps=80, optim=OptimConfig(warmup=0.1), checkpoint_every=10, monitor_every=0)
+    with pytest.raises(TrainingError) as whole:
+        pretrain(config, [photos], tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PretrainTask, "after_step", stopped)
+        assert not pretrain(config, [photos], tmp_path / "run")
+    state = tmp_path / "run" / "state.pt"
+    earlier = torch.load(state, weights_only=True)
+    with pytest.raises(TrainingError) as resumed:
+        pretrain(config, [photos], tmp_path / "run")
+    assert (
+        str(resumed.value).partition("The checkpoint")[0] == str(whole.value).partition("The checkpoint")[0]
+    )
+    assert str(resumed.value).endswith(
+        f"The checkpoint of step 40 in {tmp_path / 'run'} may be collapsed already; the last step without signs of it was 24."
+    )
+    del earlier["running"], earlier["last_sound"]  # As versions before wrote it.
+    torch.save(earlier, state)
+    with pytest.raises(
+        TrainingError, match=r"^Collapse at step 77: .*The checkpoint of step 40 in .*run is good"
+    ):
+        pretrain(config, [photos], tmp_path / "run")
 
 
 def test_a_collapse_is_let_be_where_that_is_asked_for(make_config, black, photos, tmp_path):

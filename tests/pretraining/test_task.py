@@ -216,6 +216,19 @@ def test_the_monitor_sees_the_target_views_of_the_batch(make_task, symmetric, st
     assert all(p.grad is None for p in task.parameters())
 
 
+@pytest.mark.parametrize("layout", ["append", "inplace"])
+def test_tokens_that_tell_their_position_alone_are_a_collapse(make_task, layout):
+    """The masked positions, in which images differ, must not count as a difference between images."""
+    task = make_task(layout=layout, optim=OptimConfig(warmup=0.0))
+    for encoder in (task.student, task.model.encoder):
+        torch.nn.init.zeros_(encoder.patch_embed.proj.weight)
+    _, scalars = task(_crops(), 0, KEYS)
+    assert scalars["target_std"].item() < 1e-6
+    seen = {"step": 5, "target_std": scalars["target_std"].item()}
+    assert not task.sound(seen)
+    assert any(task.collapse(seen) for _ in range(40))
+
+
 def test_a_collapse_needs_a_low_spread_for_some_steps_after_the_warmup(make_config):
     config = make_config(steps=100, collapse_below=0.02, optim=OptimConfig(warmup=0.2))
 

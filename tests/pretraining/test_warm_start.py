@@ -25,9 +25,10 @@ from iwm.errors import (
 )
 from iwm.fields import from_dict, to_json
 from iwm.pretraining.config import PretrainConfig
-from iwm.pretraining.run import pretrain
+from iwm.pretraining.run import check_start, pretrain
 from iwm.pretraining.task import PretrainTask
 from iwm.pretraining.warm_start import Donor, find_donor, resample_positions, translate
+from iwm.world_model import WorldModel
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -221,9 +222,54 @@ def test_files_that_are_no_donors(save, tmp_path):
     ):
         find_donor(str(tmp_path / "gone"))
     (tmp_path / "words").write_text("words" * 9)
-    for source in (tmp_path / "words", tmp_path):
-        with pytest.raises(IncompatibleWeightsError, match="is not a readable safetensors file"):
-            find_donor(str(source))
+    with pytest.raises(IncompatibleWeightsError, match="is not a readable safetensors file"):
+        find_donor(str(tmp_path / "words"))
+    with pytest.raises(WeightsUnavailableError, match=r"is a folder\. Name a safetensors file"):
+        find_donor(str(tmp_path))
+
+
+def test_a_vit_with_other_parts_is_not_said_to_have_other_sizes(save):
+    """First what no option mends; a DINOv3 of timm is one."""
+    donor = Donor("timm:other", translate(_small_vit(qkv_bias=False, embed_dim=96, depth=3).state_dict(), ""))
+    with pytest.raises(IncompatibleWeightsError) as caught:
+        _adopted(donor, _config())
+    assert str(caught.value) == (
+        "timm:other does not fit the encoder: blocks.0.attn.qkv.bias is missing. It is not a plain ViT."
+    )
+
+
+def test_the_encoder_of_a_whole_model_is_a_donor(tmp_path):
+    torch.manual_seed(0)
+    model = WorldModel(_config())
+    model.save_pretrained(tmp_path)
+    encoder = _adopted(find_donor(str(tmp_path / "model.safetensors")), _config())
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], tensor.half().float())
+
+
+@pytest.mark.parametrize("heads", [1, 6])
+def test_another_number_of_heads_than_timms_is_refused(published, heads):
+    donor = find_donor("timm:vit_tiny_patch16_224")
+    assert donor.heads == 3
+    config = _config(32, width=192, depth=12, heads=heads, mlp_ratio=4.0)
+    with pytest.raises(IncompatibleWeightsError) as caught:
+        _adopted(donor, config)
+    assert str(caught.value) == (
+        f"timm:vit_tiny_patch16_224 does not fit the encoder: it has 3 attention heads, expected {heads}. "
+        "Its sizes: --model.encoder.heads 3"
+    )
+
+
+@pytest.mark.parametrize(("heads", "told"), [(1, True), (3, False), (6, True)])
+def test_a_file_does_not_tell_its_heads_and_unusual_ones_are_doubted(save, photos, caplog, heads, told):
+    vit = VisionTransformer(img_size=32, patch_size=16, embed_dim=192, depth=1, num_heads=3, class_token=False,
+                            global_pool="avg")  # fmt: skip
+    model = _config(32, width=192, depth=1, heads=heads, mlp_ratio=4.0)
+    check_start(_run_config(init_encoder=save(vit)).replace(model=model))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == told
+    assert not told or f"and {heads} of {192 // heads} features each are unusual" in said[0]
+    assert not told or said[0].endswith("--model.encoder.heads 3?")
 
 
 def test_an_unknown_name_of_timm_gets_a_suggestion():

@@ -116,6 +116,26 @@ def test_a_share_without_one_readable_image_takes_the_next_of_the_stream(tmp_pat
     assert places == [{k: state[k] for k in ("epoch", "block", "offset")} for state in bad_states]
 
 
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_same_crops_take_their_places_on_any_number_of_processes(tmp_path, processes):
+    """Shares without one readable image, some that end with an unreadable one, and whole batches."""
+    files = {f"{n:04}.jpg": b"no image" if n % 3 or n < 9 else jpeg(n) for n in range(22)}
+    write_tar(tmp_path / "0.tar", files)
+    whole, states = run_stream(f"{tmp_path}/0.tar")
+    sources, parts = [], []
+    for rank in range(processes):
+        sources.append(StreamSource(f"{tmp_path}/0.tar", SIZE, stream_config()))
+        parts.append(list(sources[-1].batches(0, World(CPU, rank, processes), None)))
+    joined = [
+        tuple(torch.cat(pieces) for pieces in zip(*batch, strict=True)) for batch in zip(*parts, strict=True)
+    ]
+    assert_same_batches(joined, whole)
+    assert all(source.state() == states[-1] for source in sources)
+    alone = StreamSource(f"{tmp_path}/0.tar", SIZE, stream_config())
+    assert len(list(alone.batches(0, World(CPU), None))) == len(whole)
+    assert sum(source.unreadable for source in sources) == alone.unreadable > 30
+
+
 def test_a_stream_without_one_readable_image_is_an_error(tmp_path, caplog):
     write_tar(tmp_path / "0.tar", {f"{n}.jpg": b"no image" for n in range(6)})
     with pytest.raises(

@@ -192,13 +192,13 @@ class Watched(LinearTask):
     ("changes", "steps", "logged"),
     [
         ({"monitor_every": 3}, [3, 6, 9, 10], {3: 3, 6: 6, 9: 9, 10: 10}),
-        ({"monitor_every": 3, "log_every": 4}, [3, 6, 9, 10], {4: 3, 8: 6, 10: 10}),
+        ({"monitor_every": 3, "log_every": 4}, [3, 6, 9, 10], {3: 3, 6: 6, 9: 9, 10: 10}),
         ({"monitor_every": 50}, [10], {10: 10}),
         ({"monitor_every": 0}, [], {}),
     ],
     ids=str,
 )
-def test_monitoring_falls_on_its_steps_and_goes_into_the_next_line(start, changes, steps, logged):
+def test_monitoring_falls_on_its_steps_and_is_logged_there(start, changes, steps, logged):
     task = Watched()
     _, folder = start(task, **changes)
     assert [step for step, *_ in task.monitored] == steps
@@ -227,7 +227,7 @@ def test_a_task_that_is_finished_ends_the_run_early_as_if_it_were_the_last_step(
     )
     assert done
     assert exported == [4, 6]
-    assert [record["step"] for record in metrics_of(folder)] == [4, 6]
+    assert [record["step"] for record in metrics_of(folder)] == [3, 4, 6]
     assert folder.load_state()["step"] == 6
     again = Satisfied()
     again.finished = True  # As a task that keeps it in its state would find.

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,8 @@ from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
 from iwm.fields import from_dict
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.run_folder import FREE_FIELDS, RunFolder
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -131,6 +137,36 @@ def test_a_state_that_no_longer_fits_on_the_disk_leaves_the_one_before(used, sma
     with small_files(size):
         run.save_state(state | {"step": 7})
     assert run.load_state()["step"] == 7
+
+
+# Saves a state, and is killed before it takes its place.
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from iwm.training.config import RunConfig
+from iwm.training.run_folder import RunFolder
+
+def killed(state, file):
+    file.write(b"half of a state")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = killed
+RunFolder(Path(sys.argv[1]), RunConfig(), resume=True).save_state({"step": 6})
+"""
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_is_removed(used):
+    child = subprocess.run([sys.executable, "-c", KILLED, str(used)], cwd=ROOT, timeout=120, check=False)
+    assert child.returncode == -signal.SIGKILL
+    (left,) = used.glob(".*.tmp")
+    assert left.read_bytes() == b"half of a state"
+    (used / ".mine.tmp").write_text("not of a run")
+    run = RunFolder(used, RunConfig(), resume=False)
+    assert left.exists()  # Nothing changes before the run starts.
+    run.start(RunConfig(), 5)
+    assert sorted(path.name for path in used.iterdir()) == [".mine.tmp", "run.json", "state.pt"]
+    assert run.load_state()["step"] == 5
 
 
 def test_metrics_after_the_resume_point_are_forgotten(used):

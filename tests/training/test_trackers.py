@@ -146,6 +146,18 @@ def test_a_run_that_goes_on_adds_to_the_same_curves(tmp_path):
     assert _events(tmp_path)["twice"] == {2: 2.0, 4: 6.0, 6: 10.0}
 
 
+def test_curves_are_rewound_to_the_checkpoint_that_a_killed_run_goes_on_from(tmp_path):
+    """Steps 2 to 4 were logged and never saved; with another `log_every` they would never come again."""
+    pytest.importorskip("tensorboard")
+    config = RunConfig(tensorboard=True)
+    for done, steps in ((0, (1, 2, 3, 4)), (1, (5,))):
+        (tracker,) = make_trackers(config, tmp_path, done)
+        for step in steps:
+            tracker.log({"step": step, "loss": float(step)})
+        tracker.close()
+    assert _events(tmp_path)["loss"] == {1: 1.0, 5: 5.0}
+
+
 def test_all_are_closed_however_it_ends():
     closed = []
     trackers = [SimpleNamespace(close=lambda n=n: closed.append(n)) for n in range(3)]
