@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from iwm.index.encoding import Encoded, Job, to_rows
-from iwm.index.filters import is_address, library_path
+from iwm.index.filters import library_path
 from iwm.index.known import Known
+from iwm.index.prune import remove_gone
 from iwm.index.report import IndexReport, Remark
 from iwm.index.store import Store, schema
-from iwm.index.walk import Found, file_system, walk
+from iwm.index.walk import Found, walk
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +66,8 @@ def update(
     finally:  # Also what was encoded before Ctrl-C.
         writer.commit()
     if prune:
-        report.removed = _prune(store, [library_path(root) for root in roots])
+        unlisted = {remark.path for remark in report.skipped}
+        report.removed = remove_gone(store, [library_path(root) for root in roots], unlisted)
     store.maintain()
     report.photos = store.count()
     report.seconds = time.monotonic() - start
@@ -149,31 +151,3 @@ def _with_times(rows: pa.Table, files: dict[str, Found]) -> pa.Table:
 
     times = pa.array([files[path].mtime_ns for path in rows["path"].to_pylist()], pa.int64())
     return rows.set_column(rows.schema.get_field_index("mtime_ns"), rows.schema.field("mtime_ns"), times)
-
-
-def _prune(store: Store, roots: list[str]) -> int:
-    """Remove rows of files below the roots that are gone; a root that is gone was refused earlier."""
-    removed = 0
-    folders = [root.rstrip("/") + "/" for root in roots]
-    for batch in store.scan(("path",), 4096):  # Of the version before the first deletion.
-        paths = [
-            path
-            for path in batch["path"].to_pylist()
-            if path in roots or any(path.startswith(folder) for folder in folders)
-        ]
-        gone = _gone(paths)
-        store.delete(gone)
-        removed += len(gone)
-    return removed
-
-
-def _gone(paths: list[str]) -> list[str]:
-    local = [path for path in paths if not is_address(path) and not os.path.lexists(path)]
-    remote = [path for path in paths if is_address(path)]
-    if not remote:
-        return local
-    from pyarrow.fs import FileType
-
-    store, _ = file_system(remote[0])
-    found = store.get_file_info([file_system(path)[1] for path in remote])
-    return local + [path for path, info in zip(remote, found, strict=True) if info.type == FileType.NotFound]

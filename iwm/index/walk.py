@@ -161,12 +161,21 @@ def file_system(address: str) -> tuple[FileSystem, str]:
     Raises:
         LibraryError: no such kind of store, or it does not answer.
     """
+    place = store_address(address)
+    store, base = _store(place)
+    if place == "file:///":
+        return store, address.removeprefix("file://")
+    return store, f"{base}{address[len(place) :]}".rstrip("/")
+
+
+def store_address(address: str) -> str:
+    """Which store an address is in.
+
+    >>> store_address("s3://bucket/2024/a.jpg")
+    's3://bucket'
+    """
     scheme, _, rest = address.partition("://")
-    if scheme == "file":
-        return _store("file:///")[0], rest
-    bucket, _, key = rest.partition("/")
-    store, base = _store(f"{scheme}://{bucket}")
-    return store, f"{base}/{key}".rstrip("/")
+    return "file:///" if scheme == "file" else f"{scheme}://{rest.partition('/')[0]}"
 
 
 @functools.lru_cache(maxsize=8)
