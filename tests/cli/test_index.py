@@ -135,7 +135,7 @@ def test_what_is_skipped_is_said_and_written(command, mixed, model_folder, tmp_p
 
 
 def test_names_reach_no_terminal_raw(command, files, model_folder, tmp_path):
-    folder, library = tmp_path / "p\x1b[2J", tmp_path / "l\x1b[1m.lance"
+    folder, library = tmp_path / "p\x1b[2J", tmp_path / "l.lance"
     folder.mkdir()
     shutil.copy(files[0], folder / "a\n\x1b]0;b.jpg")
     Image.new("CMYK", (40, 40)).save(folder / "c\n\x9b.jpg")
