@@ -7,7 +7,8 @@ library is to have more rows than there are photographs, the rest are mosaics, e
 grid from another photograph. Queries are photographs that are in no row, one half as they are and
 one half acted on by the world model. Truth is brute force over float32 tokens. `--first-stage` shows
 what other short vectors and what int8 tokens would find; `--speed N` compares indexing with bare
-`encode` on N files, in turn.
+`encode` on N files, in turn; `--memory N` indexes N files in a process of its own, a commit for every
+eighth of them, and prints the most memory it took.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--first-stage", action="store_true")
     parser.add_argument("--speed", type=int, default=0, metavar="N")
+    parser.add_argument("--memory", type=int, default=0, metavar="N")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--folder", type=Path, help="where to make the libraries; a temporary folder by default"
@@ -62,6 +66,9 @@ def main() -> None:
         if options.speed:
             chosen = [files[i] for i in order[: options.speed]]
             print(json.dumps(indexing_speed(model, chosen, options.rounds, Path(temporary))), flush=True)
+        if options.memory:
+            chosen = [files[i] for i in order[: options.memory]]
+            print(json.dumps(indexing_memory(chosen, Path(temporary))), flush=True)
         if not options.rows and not options.first_stage:
             return
         tokens = model.encode([files[i] for i in order[: options.real]]).tokens
@@ -101,6 +108,30 @@ def indexing_speed(model: iwm.WorldModel, files: list[Path], rounds: int, folder
     return {name: round(statistics.median(values), 3) for name, values in seconds.items()} | {
         "files": len(files), "ratio": round(statistics.median(ratios), 3), "load": round(os.getloadavg()[0], 1)
     }  # fmt: skip
+
+
+INDEXING = """
+import json, resource, sys
+import iwm
+from iwm.index import update
+update.COMMIT_ROWS = int(sys.argv[2])
+peak = lambda: round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+model = iwm.load()
+library = iwm.Index.create(sys.argv[1], model)
+taken = [peak()]
+library.update(model, json.load(sys.stdin), on_commit=lambda _: taken.append(peak()))
+print(json.dumps(taken + [peak()]))
+"""
+
+
+def indexing_memory(files: list[Path], folder: Path) -> dict[str, object]:
+    """Peak of the resident memory of a process that indexes: before, after each commit, at the end."""
+    commit = max(len(files) // 8, 1)
+    done = subprocess.run(
+        [sys.executable, "-c", INDEXING, folder / "memory.lance", str(commit)],
+        input=json.dumps([str(file.absolute()) for file in files]), stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return {"files": len(files), "files a commit": commit, "peak MB": json.loads(done.stdout)}
 
 
 def mosaics(rows: Tensor, size: int) -> Iterator[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -16,6 +18,7 @@ from iwm.cli.options import (
     find_images,
     load_model,
     print_json,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ def retrieval_command(
     from iwm.figures.retrieval import NAMED, random_actions, retrievals_to_dict
 
     check_protocol(protocol)
-    photographs = _prepare(out, images)
+    photographs = _prepare(out, images, random or len(NAMED))
     world_model = load_model(model, device)
     asked = cast("Protocol", protocol)
     actions = random_actions(world_model, random, asked, seed=seed) if random else NAMED
@@ -206,14 +209,40 @@ def invariant_command(
     _tell(out, result, words, as_json)
 
 
-def _prepare(out: Path, images: list[Path] | None) -> list[ImageLike]:
-    """Photographs, once it is sure that the picture can be written; files are opened when they are used."""
+def _prepare(out: Path, images: list[Path] | None, most: int | None = None) -> list[ImageLike]:
+    """Photographs that can be read, once it is sure that the picture can be written.
+
+    Args:
+        out: the picture.
+        images: files and folders; none for the default photographs.
+        most: so many are enough.
+    """
     from iwm.demo import photographs
     from iwm.figures import check_picture
 
     check_output(out)
     check_picture(out)
-    return [*find_images(images)] if images else [*photographs()]
+    return [*itertools.islice(_readable(images), most)] if images else [*photographs()]
+
+
+def _readable(images: list[Path]) -> Iterator[Path]:
+    """Files that can be read; the others of a folder are skipped with a warning, those named are errors."""
+    from iwm.errors import InvalidDataError, InvalidImageError
+    from iwm.images import open_rgb
+
+    paths, any_read = find_images(images), False
+    for path in paths:
+        try:
+            open_rgb(path)
+        except InvalidImageError as error:
+            if path in images:
+                raise
+            warn(f"skipped: {error}")
+        else:
+            any_read = True
+            yield path
+    if not any_read:
+        raise InvalidDataError(f"None of the {len(paths)} images can be read.")
 
 
 def _tell(out: Path, result: dict[str, Any], words: list[str], as_json: bool) -> None:

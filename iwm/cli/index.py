@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iwm.cli.options import AsJson, BatchSize, Device, check_output, console, load_model, print_json, warn
+from iwm.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    check_output,
+    console,
+    load_model,
+    one_line,
+    print_json,
+    warn,
+)
 
 if TYPE_CHECKING:
     from iwm.index import Index, IndexReport
@@ -68,12 +78,12 @@ def index_command(
     if max(len(done.skipped), len(done.remarks)) > _SHOWN:
         warn(f"{len(done.skipped)} skipped, {len(done.remarks)} remarks; --report FILE writes them all.")
     console.print(
-        f"{out}: {done.added} added, {done.updated} updated, {done.unchanged} unchanged, "
+        f"{one_line(out)}: {done.added} added, {done.updated} updated, {done.unchanged} unchanged, "
         f"{done.removed} removed, {len(done.skipped)} skipped; {done.photos} photographs ({done.seconds:.1f} s)."
     )
     if not done.photos:
         raise InvalidDataError(f"The library is empty: no image in {', '.join(photos)} could be read.")
-    console.print(f"Search it: iwm search {out} --image photo.jpg --brightness 0.6", style="dim")
+    console.print(f"Search it: iwm search {one_line(out)} --image photo.jpg --brightness 0.6", style="dim")
 
 
 def open_or_create(path: str, model: str | None, device: str) -> tuple[Index, WorldModel]:

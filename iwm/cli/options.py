@@ -85,7 +85,7 @@ def encode_files(
 def warn(words: str) -> None:
     """One line on standard error."""
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(
-        f"Warning: {words}"
+        f"Warning: {one_line(words)}"
     )
 
 
@@ -105,6 +105,11 @@ def check_output(path: Path) -> None:
 def printable(text: str) -> str:
     """Text without characters that a terminal would obey: strangers' files may hold some."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """Text as `printable` gives it, line breaks spelt out too: names of files may hold some."""
+    return printable(text).replace("\n", "\\n")
 
 
 def print_json(value: Any) -> None:

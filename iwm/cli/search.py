@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,7 @@ from iwm.cli.options import (
     encode_files,
     find_images,
     load_model,
+    one_line,
     print_json,
 )
 
@@ -70,8 +72,9 @@ def search_command(
     if sheet:
         check_sheet(sheet)
         check_output(sheet)
+    records: dict[str, dict[str, Any]] = {}
     if is_library(place):
-        hits, images = _in_library(place, image, action, k, where, model, device)
+        hits, images, records = _in_library(place, image, action, k, where, model, device)
     elif where != Filter():
         raise InvalidConfigError(
             f"{place} is no library; --under, --taken-from, --taken-before and --min-side need one: "
@@ -79,28 +82,38 @@ def search_command(
         )
     else:
         hits, images = _in_folder(Path(place), image, action, k, model or "iwm-tiny", device, batch_size)
-    found = [
-        {"path": path, "distance": round(d, 4)}
+    found: list[dict[str, Any]] = [
+        {"path": str(path), "distance": round(d, 4)}
         for path, d in zip(hits.ids[0], hits.distances[0].tolist(), strict=True)
     ]
     if sheet:
         _save_sheet(sheet, image, action, hits)
     if as_json:
-        print_json({"image": str(image), "action": str(action), "images": images, "hits": found})
+        hits_said = [hit | records.get(hit["path"], {}) for hit in found]
+        print_json({"image": str(image), "action": str(action), "images": images, "hits": hits_said})
         return
-    console.print(f"{image} {'as it is' if action.is_identity else f'as {action}'}; nearest of {images}")
+    asked = f"{one_line(str(image))} {'as it is' if action.is_identity else f'as {action}'}"
+    if not found:
+        console.print(f"{asked}; no photograph in {one_line(place)} matches.")
+        return
+    console.print(f"{asked}; nearest of {images}")
     for rank, hit in enumerate(found, start=1):
-        console.print(f"{rank:>3}  {hit['distance']:8.2f}  {hit['path']}")
+        console.print(f"{rank:>3}  {hit['distance']:8.2f}  {one_line(str(hit['path']))}")
 
 
 def _in_library(
     place: str, image: Path, action: Action, k: int, where: Filter, model: str | None, device: str
-) -> tuple[SearchResult, int]:
+) -> tuple[SearchResult, int, dict[str, dict[str, Any]]]:
+    """Hits, how many photographs were searched, and what the library knows of the hits, by path."""
     from iwm.index import Index
 
     index = Index.open(place)
     query = _moved(library_model(index, model, device), image, action)
-    return index.search(query, k, where=where), len(index)
+    hits = index.search(query, k, where=where)
+    records = {record.path: asdict(record) for record in index.photos(map(str, hits.ids[0]))}
+    for fields in records.values():
+        fields["taken"] = fields["taken"] and fields["taken"].isoformat()
+    return hits, index.count(where), records
 
 
 def _in_folder(

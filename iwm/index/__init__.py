@@ -5,6 +5,7 @@ Built on LanceDB (extra `retrieval`), which is imported when a library is opened
 
 from iwm.index.filters import Filter
 from iwm.index.library import Index
+from iwm.index.record import PhotoRecord
 from iwm.index.report import IndexReport, Remark
 
-__all__ = ["Filter", "Index", "IndexReport", "Remark"]
+__all__ = ["Filter", "Index", "IndexReport", "PhotoRecord", "Remark"]

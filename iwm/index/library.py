@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from iwm.bank import Id, SearchResult, distances
-from iwm.errors import IncompatibleLatentError, InvalidConfigError, nearest
+from iwm.errors import IncompatibleLatentError, InvalidConfigError, LibraryError, nearest
 from iwm.index.encoding import grid_and_width, local_engine
 from iwm.index.filters import Filter, library_path
+from iwm.index.record import COLUMNS, PhotoRecord
 from iwm.index.report import IndexReport
 from iwm.index.sketch import sketch
-from iwm.index.store import About, Store
+from iwm.index.store import About, Store, first_line
 from iwm.index.update import Engine, update
 from iwm.latent import Latent
 
@@ -35,6 +36,8 @@ CANDIDATES = 300
 EXACT_ROWS = 1024
 """Photographs up to which all are compared: no slower than two stages."""
 _SCAN_ROWS = 1024
+
+T = TypeVar("T")
 
 _ENGINES = ("local", "ray")
 
@@ -111,8 +114,7 @@ class Index:
         return self._store.about.grid
 
     def __len__(self) -> int:
-        self._store.refresh()
-        return self._store.count()
+        return self.count()
 
     def __repr__(self) -> str:
         return (
@@ -172,7 +174,10 @@ class Index:
             )  # fmt: skip
 
     def delete(self, ids: Iterable[str | os.PathLike[str]]) -> int:
-        """Remove photographs from the library, not from the disk.
+        """Remove photographs from the library; their files stay.
+
+        Their latents leave the disk at once where they are more than a tenth of the library's, and
+        with the deletion that reaches this share otherwise.
 
         Args:
             ids: paths, as searches return them.
@@ -182,10 +187,12 @@ class Index:
 
         Raises:
             LibraryError: another process is writing.
+            SaveError: the library cannot be written.
         """
         with self._store.writing():
             before = self._store.count()
             self._store.delete([library_path(path) for path in ids])
+            self._store.maintain()
             return before - self._store.count()
 
     def search(
@@ -201,14 +208,38 @@ class Index:
 
         Raises:
             IncompatibleLatentError: a query of another space or grid.
+            InvalidConfigError: `k` is less than 1.
+            LibraryError: the library cannot be read.
         """
         self._check(latent, k)
         condition = where.sql() if where else None
         queries = latent.tokens.detach().cpu()
-        try:
-            return self._search(queries, k, condition, exact)
-        except (OSError, RuntimeError):  # An indexing run has merged files that were being read.
-            return self._search(queries, k, condition, exact)
+        return self._read(lambda: self._search(queries, k, condition, exact))
+
+    def count(self, where: Filter | None = None) -> int:
+        """How many photographs a search may find.
+
+        Raises:
+            LibraryError: the library cannot be read.
+        """
+        return self._read(lambda: self._store.count(where.sql() if where else None))
+
+    def photos(self, ids: Iterable[str | os.PathLike[str]]) -> list[PhotoRecord]:
+        """What the library knows of photographs besides their latents.
+
+        Args:
+            ids: paths, as searches return them.
+
+        Returns:
+            Records in the order of `ids`, without those that are not in the library.
+
+        Raises:
+            LibraryError: the library cannot be read.
+        """
+        paths = [library_path(path) for path in ids]
+        rows = self._read(lambda: self._store.rows(paths, COLUMNS).to_pylist())
+        records = {row["path"]: PhotoRecord(**row) for row in rows}
+        return [records[path] for path in paths if path in records]
 
     def sample(self, count: int) -> Latent:
         """Latents of some photographs, spread evenly over the sorted paths: references for `model.undo`.
@@ -218,10 +249,13 @@ class Index:
 
         Raises:
             InvalidConfigError: `count` is less than 1.
+            LibraryError: the library cannot be read.
         """
         if count < 1:
             raise InvalidConfigError(f"count is {count}; it must be at least 1.")
-        self._store.refresh()
+        return self._read(lambda: self._sample(count))
+
+    def _sample(self, count: int) -> Latent:
         paths = [
             path for batch in self._store.scan(("path",), _SCAN_ROWS) for path in batch["path"].to_pylist()
         ]
@@ -229,8 +263,20 @@ class Index:
         rows = self._store.rows(some, ("path", "tokens")).sort_by("path")
         return Latent(self._tokens(rows["tokens"].combine_chunks()).float(), self.grid, self.space)
 
+    def _read(self, read: Callable[[], T]) -> T:
+        """What a read of the last commit gives; once more where its files were cleared away meanwhile."""
+        try:
+            self._store.refresh()
+            return read()
+        except (OSError, RuntimeError):
+            pass
+        try:
+            self._store.refresh()
+            return read()
+        except (OSError, RuntimeError) as error:
+            raise LibraryError(f"Cannot read {self.path}: {first_line(error)}.") from error
+
     def _search(self, queries: Tensor, k: int, condition: str | None, exact: bool) -> SearchResult:
-        self._store.refresh()
         rows = self._store.count(condition)
         if exact or rows <= max(EXACT_ROWS, k):
             return self._scan(queries, min(k, rows), condition)

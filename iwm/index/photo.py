@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import datetime
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from iwm.errors import InvalidImageError
@@ -26,6 +26,10 @@ LARGEST = 1 << 30
 _NEED_A_DECODER = {
     ".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "a Pillow with AVIF", ".jxl": "pillow-jxl-plugin",
 }  # fmt: skip
+
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+_PNG_BITS = 24
+"""Place of the bit depth: after the signature, the header's length and name, width and height."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +105,7 @@ def _about(path: str, data: bytes) -> tuple[int, int, datetime | None, str]:
             exif = image.getexif()
             if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
                 width, height = height, width
-            return width, height, _taken(exif), _remark(image)
+            return width, height, _taken(exif), _remark(image, data)
     except UnidentifiedImageError as error:
         package = _NEED_A_DECODER.get(os.path.splitext(path)[1].lower())
         if package:
@@ -114,15 +118,29 @@ def _about(path: str, data: bytes) -> tuple[int, int, datetime | None, str]:
         raise InvalidImageError(f"Cannot read {path} as an image: {error}") from error
 
 
-def _remark(image: Image.Image) -> str:
+def _remark(image: Image.Image, data: bytes) -> str:
+    """What is lost. Pictures beside the first one of a JPEG, as phones add them, are no loss."""
     remarks = []
-    if getattr(image, "is_animated", False):
+    several = getattr(image, "is_animated", False)
+    if several and image.format in _ANIMATED:
         remarks.append("animated; its first frame is indexed")
+    if several and image.format == "TIFF":
+        remarks.append("further pictures in the file are left out")
     if image.mode == "CMYK":
         remarks.append("CMYK; converted to RGB without a colour profile")
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")) or _bits(image, data) > 8:
         remarks.append("more than 8 bits a pixel; reduced to 8")
     return "; ".join(remarks)
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits of a number in the file, by its header; Pillow reads deep colour as 8 bits and does not say so."""
+    if image.format == "PNG":
+        return data[_PNG_BITS]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits: tuple[int, ...] = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (8,))
+        return max(bits)
+    return 8
 
 
 def _taken(exif: Image.Exif) -> datetime | None:

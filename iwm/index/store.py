@@ -3,7 +3,8 @@
 A library is a folder holding a LanceDB database of one table. Every commit is one new manifest,
 written when all its data are, so a process killed at any moment leaves the last commit; searches
 read the newest manifest and are never in the way. One process writes at a time: a file lock says
-so where the library is on a disk, and goes with its process.
+so where the library is on a disk, and goes with its process. Rows that were deleted or superseded are
+cleared away when they are a tenth of what is on the disk.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ SKETCH_BITS = 2
 FRAGMENTS = 64
 """Files above which they are merged, if half of them hold fewer than `FEW_ROWS`."""
 FEW_ROWS = 512
-KEPT = timedelta(hours=1)
-"""How long data of earlier versions stays for searches that are still reading it."""
+WASTE = 0.1
+"""Share of the rows on the disk, deleted or superseded, above which they are cleared away. LanceDB
+leaves a file alone until this share of it is deleted."""
+_AT_ONCE = timedelta(milliseconds=1)
 _FORMAT = 1
 _KEY = b"iwm-library"
 
@@ -80,13 +83,15 @@ def schema(about: About) -> pa.Schema:
 
 def is_library(path: str | os.PathLike[str]) -> bool:
     """Whether this is, or is called like, a library."""
-    return os.fspath(path).rstrip("/").endswith(".lance") or _on_disk(os.fspath(path))
+    folder = _folder(path)
+    return os.fspath(path).rstrip("/").endswith(".lance") or (folder is not None and _on_disk(folder))
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is a library."""
-    if not is_address(path):
-        return _on_disk(os.fspath(path))
+    folder = _folder(path)
+    if folder is not None:
+        return _on_disk(folder)
     return TABLE in _connect(os.fspath(path)).table_names()
 
 
@@ -96,6 +101,7 @@ class Store:
     def __init__(self, path: str, table: Table, about: About) -> None:
         self.path = path
         self.about = about
+        self._folder = _folder(path)
         self._table = table
         self._ann: tuple[int, bool] = (-1, False)
 
@@ -108,16 +114,16 @@ class Store:
             SaveError: it cannot be written.
             InvalidConfigError: lancedb is not installed.
         """
-        name = os.fspath(path)
-        if not is_address(name) and not _is_free(name):
-            if _on_disk(name):
+        name, folder = os.fspath(path), _folder(path)
+        if folder is not None and not _is_free(folder):
+            if _on_disk(folder):
                 raise LibraryError(f'{name} is a library already; open it with iwm.Index.open("{name}").')
             raise LibraryError(f"{name} exists already and is no library; name another place for it.")
         database = _connect(name)
         try:
             table = database.create_table(TABLE, schema=schema(about))
         except (OSError, RuntimeError, ValueError) as error:
-            raise SaveError(f"Cannot make a library at {name}: {_first_line(error)}") from error
+            raise SaveError(f"Cannot make a library at {name}: {first_line(error)}") from error
         return cls(name, table, about)
 
     @classmethod
@@ -128,8 +134,8 @@ class Store:
             LibraryError: there is none, or it is not one that this version of iwm can read.
             InvalidConfigError: lancedb is not installed.
         """
-        name = os.fspath(path)
-        if not is_address(name) and not _on_disk(name):
+        name, folder = os.fspath(path), _folder(path)
+        if folder is not None and not _on_disk(folder):
             raise LibraryError(f"No library at {name}; make it: iwm index PHOTOS --out {name}")
         database = _connect(name)
         try:
@@ -139,10 +145,15 @@ class Store:
                 raise ValueError("made by another version of iwm; index the photographs again")
             return cls(name, table, About(**about | {"grid": tuple(about["grid"])}))
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise LibraryError(f"{name} is not a library that can be read: {_first_line(error)}") from error
+            raise LibraryError(f"{name} is not a library that can be read: {first_line(error)}") from error
 
     def check_space(self, space: str, model: str | None = None) -> None:
         """Raise `IncompatibleLatentError` unless the library holds latents of this encoder."""
+        if space != self.about.space and model == self.about.model:
+            raise IncompatibleLatentError(
+                f'{self.path} was made by other weights of the name "{model}" (space {self.about.space}, '
+                f"not {space}); index the photographs again: iwm index PHOTOS --out NEW.lance"
+            )
         if space != self.about.space:
             other = f'"{model}" (space {space})' if model else f"an encoder of space {space}"
             raise IncompatibleLatentError(
@@ -157,12 +168,12 @@ class Store:
         Raises:
             LibraryError: another process holds it.
         """
-        if is_address(self.path):
+        if self._folder is None:
             yield
             return
         from filelock import FileLock, Timeout
 
-        lock = FileLock(Path(self.path) / "writer.lock", timeout=0)
+        lock = FileLock(Path(self._folder) / "writer.lock", timeout=0)
         try:
             lock.acquire()
         except Timeout as error:
@@ -184,7 +195,14 @@ class Store:
         return int(self._table.count_rows(where))
 
     def append(self, rows: pa.Table) -> None:
-        """Commit rows of paths that are not in the library."""
+        """Commit rows of paths that are not in the library.
+
+        In an object store, where no lock keeps a second writer out, what it wrote meanwhile is replaced.
+        """
+        if self._folder is None:
+            self.refresh()
+            self.replace(rows)
+            return
         with self._committing():
             self._table.add(rows)
 
@@ -193,6 +211,11 @@ class Store:
         with self._committing():
             merge = self._table.merge_insert("path").when_matched_update_all()
             merge.when_not_matched_insert_all().execute(rows)
+
+    def change(self, rows: pa.Table) -> None:
+        """Commit some columns, `path` among them, of rows that are in the library."""
+        with self._committing():
+            self._table.merge_insert("path").when_matched_update_all().execute(rows)
 
     def delete(self, paths: Sequence[str]) -> None:
         """Remove rows."""
@@ -230,11 +253,15 @@ class Store:
         return query.to_arrow()
 
     def maintain(self) -> None:
-        """Merge many small files, and bring the index of sketches up to date where it pays."""
+        """Clear away deleted rows, merge small files and renew the index of sketches, where it pays."""
         with self._committing():
-            files = self._table.stats()["fragment_stats"]
-            if files["num_fragments"] > FRAGMENTS and files["lengths"]["p50"] < FEW_ROWS:
-                self._table.optimize(cleanup_older_than=KEPT)
+            stats = self._table.stats()
+            files = stats["fragment_stats"]
+            scattered = files["num_fragments"] > FRAGMENTS and files["lengths"]["p50"] < FEW_ROWS
+            if scattered or self._wasted(stats) > WASTE:
+                # What a search still reads goes too: it starts again. What a killed process left goes
+                # only where the lock tells that nobody is writing it now.
+                self._table.optimize(cleanup_older_than=_AT_ONCE, delete_unverified=self._folder is not None)
             rows = self._table.count_rows()
             # Rows that came after it was made are compared one by one until there are enough of them.
             if rows > ANN_ROWS and rows - self._indexed_rows() > max(ANN_ROWS, rows // 20):
@@ -244,6 +271,17 @@ class Store:
                     distance_type="l2", num_partitions=max(rows // PARTITION_ROWS, 1), num_bits=SKETCH_BITS
                 )
                 self._table.create_index("sketch", config=settings)
+
+    def _wasted(self, stats: dict[str, Any]) -> float:
+        """Share of the bytes of rows that are deleted or superseded; in an object store, deleted."""
+        files = stats["fragment_stats"]
+        stored_rows = files["lengths"]["mean"] * files["num_fragments"]
+        needed = stats["total_bytes"] * stats["num_rows"] / stored_rows if stored_rows else 0
+        used = stats["total_bytes"]
+        if self._folder is not None:
+            data = Path(self._folder) / f"{TABLE}.lance" / "data"
+            used = sum(file.stat().st_size for file in data.glob("*"))
+        return 1 - needed / used if used else 0.0
 
     def _indexed_rows(self) -> int:
         if not self._has_ann():
@@ -263,8 +301,16 @@ class Store:
             yield
         except (OSError, RuntimeError, ValueError) as error:
             raise SaveError(
-                f"Cannot write {self.path}: {_first_line(error)}. What was committed before is untouched."
+                f"Cannot write {self.path}: {first_line(error)}. What was committed before is untouched."
             ) from error
+
+
+def _folder(path: str | os.PathLike[str]) -> str | None:
+    """The folder of a library on a disk; None where it is in an object store."""
+    words = os.fspath(path)
+    if words.startswith("file://"):
+        return words.removeprefix("file://")
+    return None if is_address(words) else words
 
 
 def _on_disk(path: str) -> bool:
@@ -290,12 +336,13 @@ def _connect(path: str) -> Any:
     try:
         return lancedb.connect(path)
     except (OSError, RuntimeError, ValueError) as error:
-        raise LibraryError(f"Cannot reach {path}: {_first_line(error)}") from error
+        raise LibraryError(f"Cannot reach {path}: {first_line(error)}") from error
 
 
 def _among(paths: Sequence[str]) -> str:
     return f"path IN ({', '.join(quote(path) for path in paths)})" if paths else "false"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's words, without its full stop."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

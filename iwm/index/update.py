@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from iwm.index.encoding import Encoded, Job, to_rows
-from iwm.index.filters import is_address, library_path
+from iwm.index.filters import library_path
 from iwm.index.known import Known
+from iwm.index.prune import remove_gone
 from iwm.index.report import IndexReport, Remark
 from iwm.index.store import Store, schema
-from iwm.index.walk import Found, file_system, walk
+from iwm.index.walk import Found, walk
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 COMMIT_ROWS = 2048
-"""Photographs held back at most: 70 MB of them for `iwm-tiny`."""
+"""Files held back at most: 70 MB of encoded photographs for `iwm-tiny`."""
 COMMIT_SECONDS = 20.0
 """How long a photograph is held back at most, while others arrive."""
 
@@ -65,7 +66,8 @@ def update(
     finally:  # Also what was encoded before Ctrl-C.
         writer.commit()
     if prune:
-        report.removed = _prune(store, [library_path(root) for root in roots])
+        unlisted = {remark.path for remark in report.skipped}
+        report.removed = remove_gone(store, [library_path(root) for root in roots], unlisted)
     store.maintain()
     report.photos = store.count()
     report.seconds = time.monotonic() - start
@@ -111,7 +113,7 @@ class _Writer:
     def take(self, encoded: Encoded) -> None:
         """Keep a batch, and commit where enough has come together."""
         self.waiting.append(encoded)
-        self.rows += len(encoded.photos)
+        self.rows += len(encoded.photos) + len(encoded.same)
         self.report.skipped += encoded.skipped
         self.report.remarks += [Remark(p.found.path, p.remark) for p in encoded.photos if p.remark]
         self.report.unchanged += len(encoded.same)
@@ -131,49 +133,20 @@ class _Writer:
             self._say(changed)
         same = {found.path: found for encoded in self.waiting for found in encoded.same}
         if same:
-            self.store.replace(_with_times(self.store.rows(list(same)), same))
+            self.store.change(self._times(list(same.values())))
         self.waiting, self.rows, self.last = [], 0, time.monotonic()
 
     def _rows(self, *, known: bool) -> pa.Table:
         parts = [(e, [i for i, k in enumerate(e.known) if k is known]) for e in self.waiting]
         return to_rows([part for part in parts if part[1]], self.columns)
 
+    def _times(self, files: list[Found]) -> pa.Table:
+        """New times of files that were touched and are the same."""
+        import pyarrow as pa
+
+        columns = pa.schema([self.columns.field("path"), self.columns.field("mtime_ns")])
+        return pa.table([[file.path for file in files], [file.mtime_ns for file in files]], schema=columns)
+
     def _say(self, rows: pa.Table) -> None:
         if self.on_commit:
             self.on_commit(rows["path"].to_pylist())
-
-
-def _with_times(rows: pa.Table, files: dict[str, Found]) -> pa.Table:
-    """Rows of files that were touched and are the same, with their new times."""
-    import pyarrow as pa
-
-    times = pa.array([files[path].mtime_ns for path in rows["path"].to_pylist()], pa.int64())
-    return rows.set_column(rows.schema.get_field_index("mtime_ns"), rows.schema.field("mtime_ns"), times)
-
-
-def _prune(store: Store, roots: list[str]) -> int:
-    """Remove rows of files below the roots that are gone; a root that is gone was refused earlier."""
-    removed = 0
-    folders = [root.rstrip("/") + "/" for root in roots]
-    for batch in store.scan(("path",), 4096):  # Of the version before the first deletion.
-        paths = [
-            path
-            for path in batch["path"].to_pylist()
-            if path in roots or any(path.startswith(folder) for folder in folders)
-        ]
-        gone = _gone(paths)
-        store.delete(gone)
-        removed += len(gone)
-    return removed
-
-
-def _gone(paths: list[str]) -> list[str]:
-    local = [path for path in paths if not is_address(path) and not os.path.lexists(path)]
-    remote = [path for path in paths if is_address(path)]
-    if not remote:
-        return local
-    from pyarrow.fs import FileType
-
-    store, _ = file_system(remote[0])
-    found = store.get_file_info([file_system(path)[1] for path in remote])
-    return local + [path for path, info in zip(remote, found, strict=True) if info.type == FileType.NotFound]

@@ -1,7 +1,8 @@
 """Every photograph below a folder or an address, one at a time, and what cannot be walked.
 
 Folders come in the order of their names and nothing is kept but the folders open and the
-identities of those visited, so ten million files take no more memory than their folders do.
+identities of those visited, so ten million files take no more memory than their folders do. The
+listing of an address is held whole.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from iwm.index.filters import is_address, library_path
 from iwm.index.report import Remark
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileInfo, FileSystem
 
 PHOTO_EXTENSIONS = EXTENSIONS | {".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"}  # fmt: skip
 """Files that a person would count as photographs; those without a decoder here are reported."""
@@ -42,7 +43,7 @@ class Found:
 
 
 def walk(roots: Sequence[str | os.PathLike[str]]) -> Iterator[Found | Remark]:
-    """Photographs of files, folders and addresses, each once; hidden ones are left out.
+    """Photographs of files, folders and addresses, each once; hidden ones come if they are named.
 
     Links to folders are followed, unless what they lead to has been visited already.
 
@@ -51,21 +52,41 @@ def walk(roots: Sequence[str | os.PathLike[str]]) -> Iterator[Found | Remark]:
 
     Raises:
         InvalidDataError: one of them does not exist, said before anything is given.
+        LibraryError: no such kind of store as an address names, or it does not answer.
     """
     paths = list(dict.fromkeys(library_path(root) for root in roots))
-    check_roots(paths)
+    folders = check_roots(paths)
     # A file named beside the folder it lies in must not come twice.
-    folders = [path for path in paths if is_address(path) or os.path.isdir(path)]
-    return _walk_all(folders, [path for path in paths if path not in folders and not _below(path, folders)])
+    return _walk_all(folders, [path for path in paths if path not in folders and not _comes(path, folders)])
 
 
-def check_roots(roots: Sequence[str | os.PathLike[str]]) -> None:
-    """Raise `InvalidDataError` for files and folders that do not exist."""
+def check_roots(roots: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Raise `InvalidDataError` for files and folders that do not exist; the folders among them."""
     if not roots:
         raise InvalidDataError("No folder of photographs was given.")
-    for root in roots:
-        if not is_address(root) and not os.path.lexists(root):
-            raise InvalidDataError(f"No such file or folder: {os.fspath(root)}")
+    return [os.fspath(root) for root in roots if _is_root_folder(os.fspath(root))]
+
+
+def _is_root_folder(root: str) -> bool:
+    if not is_address(root):
+        if not os.path.lexists(root):
+            raise InvalidDataError(f"No such file or folder: {root}")
+        return os.path.isdir(root)
+    from pyarrow.fs import FileType
+
+    kind = _ask(root).type
+    if kind == FileType.NotFound:
+        raise InvalidDataError(f"No such file or folder: {root}")
+    return bool(kind == FileType.Directory)
+
+
+def _ask(address: str) -> FileInfo:
+    """What the store of an address knows of it."""
+    store, inner = file_system(address)
+    try:
+        return store.get_file_info(inner)
+    except OSError as error:
+        raise InvalidDataError(f"Cannot look at {address}: {error}") from error
 
 
 def _walk_all(folders: list[str], files: list[str]) -> Iterator[Found | Remark]:
@@ -76,11 +97,20 @@ def _walk_all(folders: list[str], files: list[str]) -> Iterator[Found | Remark]:
         else:
             yield from _walk_folder(folder, visited)
     for file in files:
-        yield _stat(file)
+        yield _stat_address(file) if is_address(file) else _stat(file)
 
 
-def _below(path: str, folders: list[str]) -> bool:
-    return any(path.startswith(folder.rstrip("/") + "/") for folder in folders)
+def _comes(path: str, folders: list[str]) -> bool:
+    """Whether a file is found by walking one of the folders."""
+    roots = [folder.rstrip("/") + "/" for folder in folders]
+    below = [path.removeprefix(root) for root in roots if path.startswith(root)]
+    return any(_is_photo(inner) for inner in below)
+
+
+def _is_photo(inner: str) -> bool:
+    """Whether a path below a folder is that of a photograph, by its name, and not hidden."""
+    hidden = any(part.startswith(".") for part in inner.split("/"))
+    return not hidden and os.path.splitext(inner)[1].lower() in PHOTO_EXTENSIONS
 
 
 def _walk_folder(root: str, visited: dict[tuple[int, int], str]) -> Iterator[Found | Remark]:
@@ -105,11 +135,9 @@ def _walk_folder(root: str, visited: dict[tuple[int, int], str]) -> Iterator[Fou
         inner = []
         for name, is_folder in entries:
             path = os.path.join(folder, name)
-            if name.startswith("."):
-                continue
-            if is_folder:
+            if is_folder and not name.startswith("."):
                 inner.append(path)
-            elif os.path.splitext(name)[1].lower() in PHOTO_EXTENSIONS:
+            elif not is_folder and _is_photo(name):
                 yield _stat(path)
         open_folders += reversed(inner)
 
@@ -147,10 +175,17 @@ def _walk_address(root: str) -> Iterator[Found | Remark]:
     except OSError as error:
         raise InvalidDataError(f"Cannot list {root}: {error}") from error
     for info in sorted(listing, key=lambda i: i.path):
-        hidden = any(part.startswith(".") for part in info.path[len(inner) :].split("/"))
-        extension = os.path.splitext(info.base_name)[1].lower()
-        if info.type == fs.FileType.File and extension in PHOTO_EXTENSIONS and not hidden:
+        if info.type == fs.FileType.File and _is_photo(info.path[len(inner) :]):
             yield Found(scheme + info.path, info.size, info.mtime_ns or 0)
+
+
+def _stat_address(address: str) -> Found | Remark:
+    from pyarrow.fs import FileType
+
+    info = _ask(address)
+    if info.type != FileType.File:
+        return _remark(address, "not a regular file")
+    return Found(address, info.size, info.mtime_ns or 0)
 
 
 def file_system(address: str) -> tuple[FileSystem, str]:
@@ -161,12 +196,21 @@ def file_system(address: str) -> tuple[FileSystem, str]:
     Raises:
         LibraryError: no such kind of store, or it does not answer.
     """
+    place = store_address(address)
+    store, base = _store(place)
+    if place == "file:///":
+        return store, address.removeprefix("file://")
+    return store, f"{base}{address[len(place) :]}".rstrip("/")
+
+
+def store_address(address: str) -> str:
+    """Which store an address is in.
+
+    >>> store_address("s3://bucket/2024/a.jpg")
+    's3://bucket'
+    """
     scheme, _, rest = address.partition("://")
-    if scheme == "file":
-        return _store("file:///")[0], rest
-    bucket, _, key = rest.partition("/")
-    store, base = _store(f"{scheme}://{bucket}")
-    return store, f"{base}/{key}".rstrip("/")
+    return "file:///" if scheme == "file" else f"{scheme}://{rest.partition('/')[0]}"
 
 
 @functools.lru_cache(maxsize=8)

@@ -135,6 +135,28 @@ def test_errors_come_before_the_work(command, files, tmp_path, words, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_cannot_be_read_in_a_folder_is_skipped(command, mixed, symmetric_folder, tmp_path, name):
+    words = ["figure", name, mixed, "-m", symmetric_folder, *COMMANDS[name], "--out", tmp_path / "a.png"]
+    shown = command(*words, "--dpi", 40)
+    assert shown.code == 0, shown.err
+    bad = mixed / "br[bold].jpg"
+    assert shown.err.startswith(f"Warning: skipped: Cannot read {bad} as an image")
+    assert shown.err.count("skipped") == 1
+    assert (tmp_path / "a.png").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_what_is_named_and_cannot_be_read_is_an_error_before_the_work(command, mixed, files, tmp_path):
+    bad = mixed / "br[bold].jpg"
+    words = ["figure", "similarity", files[0], bad, "--out", tmp_path / "a.png"]
+    assert f"Cannot read {bad} as an image" in command(*words).error
+    (tmp_path / "bad").mkdir()
+    bad.rename(tmp_path / "bad" / "b.jpg")
+    shown = command("figure", "sweep", tmp_path / "bad", "--out", tmp_path / "a.png")
+    assert shown.err.splitlines()[-1] == "Error: None of the 1 images can be read."
+
+
 def test_decoding_without_a_decoder(command, files, model_folder, tmp_path):
     words = ["figure", "sweep", files[0], "-m", model_folder, "--decode", "--out", tmp_path / "a.png"]
     assert "has no decoder" in command(*words).error

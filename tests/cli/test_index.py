@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import iwm
+from iwm.index.photo import content_hash
 from iwm.world_model import WorldModel
 
 pytest.importorskip("lancedb", reason='pip install "iwm[retrieval]"')
@@ -59,6 +60,12 @@ def test_searches_are_those_of_the_folder(command, photos, files, library, model
     options = ["-i", files[3], "-m", model_folder, "-k", 12, *ACTION, "--json"]
     ours, folder = command("search", library, *options).json, command("search", photos, *options).json
     assert [hit["path"] for hit in ours["hits"]] == [hit["path"] for hit in folder["hits"]]
+    first = Path(ours["hits"][0]["path"])
+    about = {
+        "width": 50, "height": 40, "bytes": first.stat().st_size, "mtime_ns": first.stat().st_mtime_ns,
+        "hash": content_hash(first.read_bytes()), "taken": None,
+    }  # fmt: skip
+    assert ours["hits"][0] == {key: ours["hits"][0][key] for key in ("path", "distance")} | about
     distances = [hit["distance"] for hit in folder["hits"]]
     assert [hit["distance"] for hit in ours["hits"]] == pytest.approx(distances, abs=0.02)
     assert {**ours, "hits": 0} == {**folder, "hits": 0}
@@ -103,7 +110,11 @@ def test_filters(command, photos, files, library, model_folder):
     under = command(*words, "--under", photos / "class1").json["hits"]
     assert sorted(Path(hit["path"]).name for hit in under) == [f"{i:02}.jpg" for i in range(1, 12, 2)]
     assert len(command(*words, "--min-side", 40).json["hits"]) == 12
-    assert command(*words, "--min-side", 41).json["hits"] == []
+    none = command(*words, "--min-side", 41).json
+    assert (none["hits"], none["images"]) == ([], 0)
+    assert command(*words, "--under", photos / "class1").json["images"] == 6
+    shown = command(*words[:-1], "--min-side", 41)
+    assert shown.out == f"{files[0]} as it is; no photograph in {library} matches.\n"
     assert command(*words, "--taken-from", "2024-05-01").json["hits"] == []
 
 
@@ -123,6 +134,24 @@ def test_what_is_skipped_is_said_and_written(command, mixed, model_folder, tmp_p
     assert (written["added"], written["photos"]) == (3, 3)
 
 
+def test_names_reach_no_terminal_raw(command, files, model_folder, tmp_path):
+    folder, library = tmp_path / "p\x1b[2J", tmp_path / "l.lance"
+    folder.mkdir()
+    shutil.copy(files[0], folder / "a\n\x1b]0;b.jpg")
+    Image.new("CMYK", (40, 40)).save(folder / "c\n\x9b.jpg")
+    (folder / "d\x07.jpg").touch()
+    shown = command("index", folder, "--out", library, "-m", model_folder)
+    assert len(shown.err.splitlines()) == 2
+    assert r"c\n\x9b.jpg: CMYK" in shown.err
+    outputs = [shown.out, shown.err]
+    for place in (folder, library):
+        shown = command("search", place, "-i", folder / "a\n\x1b]0;b.jpg", "-m", model_folder)
+        assert shown.out.splitlines()[1].endswith(r"p\x1b[2J/a\n\x1b]0;b.jpg")
+        outputs += [shown.out, shown.err]
+    for text in outputs:
+        assert all(character.isprintable() or character == "\n" for character in text)
+
+
 def test_many_bad_files_are_counted_and_the_first_are_named(command, files, model_folder, tmp_path):
     folder = tmp_path / "p"
     folder.mkdir()
@@ -137,11 +166,11 @@ def test_many_bad_files_are_counted_and_the_first_are_named(command, files, mode
     assert lines[-1] == "Warning: 25 skipped, 0 remarks; --report FILE writes them all."
 
 
-def test_another_model_is_refused_with_both_names(command, photos, files, library, another_folder):
+def test_other_weights_are_refused_with_what_to_type(command, photos, files, library, another_folder):
     for words in (["index", photos, "--out", library], ["search", library, "-i", files[0]]):
         error = command(*words, "--model", another_folder).error
-        assert re.search(r'was made by "tiny" \(space \w+\), not by "tiny" \(space \w+\)', error)
-        assert re.search(r"use the model .tiny. with it, or make another library", error)
+        assert re.search(r'by other weights of the name "tiny" \(space \w+, not \w+\)', error)
+        assert "index the photographs again: iwm index PHOTOS --out NEW.lance" in error
 
 
 def test_the_library_names_its_model(command, files, library):
@@ -157,6 +186,7 @@ def test_the_library_names_its_model(command, files, library):
         (["search", "PHOTOS", "-i", "PHOTO", "--sheet", "TMP/s.txt"], r"end its name in \.png"),
         (["search", "PHOTOS", "-i", "PHOTO", "--sheet", "PHOTO/s.png"], r"is a file, not a folder"),
         (["index", "TMP/missing", "--out", "TMP/l.lance"], r"No such file or folder: .*missing"),
+        (["index", "file://TMP/missing", "--out", "TMP/l.lance"], r"No such file or folder: file:///.*missing"),
         (["index", "TMP/empty", "--out", "TMP/l.lance", "-m", "MODEL"], r"The library is empty: no image in .*empty"),
         (["index", "PHOTOS", "--out", "TMP/empty/../taken", "-m", "MODEL"], r"taken exists already and is no library"),
         (["index", "PHOTOS", "--out", "TMP/l.lance", "--engine", "rai"], r'No engine is called "rai"\. Did you mean "ray"'),

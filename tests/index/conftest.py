@@ -38,6 +38,12 @@ def other_model(tiny_config):
 
 
 @pytest.fixture
+def retrained_model(tiny_config):
+    """Of the name of `model`, with other weights."""
+    return make_model(tiny_config(), seed=5)
+
+
+@pytest.fixture
 def folder(photos, tmp_path):
     """The twelve photographs, to change and delete."""
     shutil.copytree(photos, tmp_path / "my photos")

@@ -10,11 +10,11 @@ from PIL import ExifTags, Image
 
 import iwm
 from iwm.errors import IncompatibleLatentError, InvalidConfigError, LibraryError
-from iwm.index import Filter
+from iwm.index import Filter, PhotoRecord
 from iwm.index import library as library_module
 from iwm.index import store as store_module
 from iwm.index.encoding import Encoded, to_rows
-from iwm.index.photo import Photo
+from iwm.index.photo import Photo, content_hash
 from iwm.index.sketch import sketch
 from iwm.index.store import schema
 from iwm.index.walk import Found
@@ -194,6 +194,49 @@ def test_what_a_library_says_of_itself(filled, library, model):
         (4, 4),
     )
     assert repr(again) == f"Index('{library}', 12 photographs, model='tiny', space='{model.space}')"
+
+
+def test_what_is_known_of_photographs(filled, model, folder):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2024:05:17 18:30:05"
+    first, second, *_ = sorted(folder.rglob("*.jpg"))
+    Image.new("RGB", (70, 50)).save(first, exif=exif)
+    filled.update(model, folder)
+    about = first.stat()
+    other, record = filled.photos([second, "/no/such.jpg", str(first)])
+    assert record == PhotoRecord(
+        path=str(first), bytes=about.st_size, mtime_ns=about.st_mtime_ns, hash=content_hash(first.read_bytes()),
+        width=70, height=50, taken=datetime(2024, 5, 17, 18, 30, 5),
+    )  # fmt: skip
+    assert (other.path, other.taken) == (str(second), None)
+    assert filled.photos([]) == []
+
+
+def test_counting_what_a_search_may_find(filled, folder):
+    assert filled.count() == len(filled) == 12
+    assert filled.count(Filter(under=folder / "class0")) == 6
+    assert filled.count(Filter(min_side=99_999)) == 0
+
+
+def test_other_weights_of_the_same_name_are_refused_with_what_to_type(filled, library, retrained_model):
+    other = retrained_model
+    message = rf'by other weights of the name "tiny" \(space {filled.space}, not {other.space}\)'
+    with pytest.raises(IncompatibleLatentError, match=message) as caught:
+        iwm.Index.open(library, other)
+    assert "iwm index PHOTOS --out NEW.lance" in str(caught.value)
+
+
+def test_reads_start_again_where_files_were_cleared_away_and_end_in_words(filled, model, folder, library):
+    query = model.encode(next(folder.rglob("*.jpg")))
+    reader = iwm.Index.open(library)
+    assert len(reader) == 12
+    filled.delete(sorted(folder.rglob("*.jpg"))[:8])
+    assert len(reader.search(query, 12).ids[0]) == 4
+    for file in (library / "photos.lance" / "data").iterdir():
+        file.unlink()
+    for read in (lambda: reader.search(query), lambda: reader.sample(2), lambda: reader.photos([folder])):
+        with pytest.raises(LibraryError, match=r"Cannot read .*библиотека\.lance: "):
+            read()
 
 
 def test_deleting_rows(filled, model, folder):

@@ -1,6 +1,8 @@
 """One photograph: hash, sizes, capture time and pixels from the same bytes; every kind of bad file."""
 
 import io
+import struct
+import zlib
 from datetime import datetime
 
 import numpy as np
@@ -55,18 +57,53 @@ def test_broken_exif_does_not_hide_a_photograph(model):
     assert (read(model, exif).taken, read(model, exif).width) == (None, 50)
 
 
+def deep_png():
+    """16 bits a number in colour: Pillow gives 8 of them, and mode RGB."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 50, 40, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + bytes(range(240)) + bytes(60) for _ in range(40)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def deep_tiff():
+    """The same in TIFF: the bits of each number are in tag 258, behind the pixels."""
+    pixels = bytes(50 * 40 * 6)
+    bits = 8 + len(pixels)
+    tags = [
+        (256, 3, 1, 50), (257, 3, 1, 40), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, 40), (279, 4, 1, len(pixels)),
+    ]  # fmt: skip
+    table = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, bits + 6) + pixels + struct.pack("<3H", 16, 16, 16) + table
+
+
+def two(kind):
+    """A file of two pictures."""
+    return image_bytes(kind, save_all=True, append_images=[Image.new("RGB", (50, 40))])
+
+
 @pytest.mark.parametrize(
     ("data", "remark"),
     [
-        (image_bytes("GIF", save_all=True, append_images=[Image.new("RGB", (50, 40))]), "animated; its first frame"),
-        (image_bytes("WEBP", save_all=True, append_images=[Image.new("RGB", (50, 40))]), "animated; its first frame"),
+        (two("GIF"), "animated; its first frame"),
+        (two("WEBP"), "animated; its first frame"),
+        (two("PNG"), "animated; its first frame"),
+        (two("MPO"), ""),
+        (two("TIFF"), "further pictures in the file are left out"),
+        (image_bytes("TIFF"), ""),
+        (image_bytes("TIFF", mode="1"), ""),
+        (deep_png(), "more than 8 bits a pixel"),
+        (deep_tiff(), "more than 8 bits a pixel"),
         (image_bytes("JPEG", mode="CMYK"), "CMYK; converted to RGB"),
         (image_bytes("PNG", mode="I;16"), "more than 8 bits a pixel"),
         (image_bytes("PNG", mode="P"), ""),
         (image_bytes("PNG", mode="LA"), ""),
         (image_bytes("BMP"), ""),
     ],
-    ids=["gif", "webp", "cmyk", "16 bits", "palette", "alpha", "bmp"],
+    ids=["gif", "webp", "apng", "mpo", "tiff pages", "tiff", "tiff of 1 bit", "deep png", "deep tiff", "cmyk", "16 bits", "palette", "alpha", "bmp"],
 )  # fmt: skip
 def test_what_is_read_with_a_loss_says_so(model, data, remark):
     found = read(model, data)

@@ -72,6 +72,62 @@ def test_a_touched_file_of_the_same_bytes_is_hashed_and_not_encoded(index, model
     assert index._store._table.version == version  # The new time is known: nothing is read or written.
 
 
+def test_touched_files_are_committed_in_pieces_and_their_latents_are_not_read(
+    index, model, folder, monkeypatch
+):
+    index.update(model, folder)
+    before = index._store._table.search().limit(100).to_arrow().sort_by("path").drop_columns(["mtime_ns"])
+    for file in folder.rglob("*.jpg"):
+        os.utime(file, ns=(1, 1_234_567_890_123_456_789))
+    monkeypatch.setattr(update_module, "COMMIT_ROWS", 4)
+    pieces, change = [], index._store.change
+    monkeypatch.setattr(
+        index._store, "change", lambda rows: (pieces.append((rows.column_names, rows.num_rows)), change(rows))
+    )
+    assert counts(index.update(model, folder, batch_size=2)) == (0, 0, 12, 0)
+    assert pieces == [(["path", "mtime_ns"], 4)] * 3
+    after = index._store._table.search().limit(100).to_arrow().sort_by("path")
+    assert set(after["mtime_ns"].to_pylist()) == {1_234_567_890_123_456_789}
+    assert after.drop_columns(["mtime_ns"]) == before
+
+
+def on_the_disk(library):
+    return sum(file.stat().st_size for file in library.rglob("*") if file.is_file())
+
+
+def test_indexing_again_takes_no_more_room(index, model, folder, library):
+    index.update(model, folder)
+    once = on_the_disk(library)
+    for turn in range(1, 4):
+        for file in folder.rglob("*.jpg"):
+            Image.new("RGB", (60, 50), (60 * turn, 90, 90)).save(file)
+        assert counts(index.update(model, folder)) == (0, 12, 0, 0)
+    assert on_the_disk(library) < 1.2 * once
+
+
+@pytest.mark.parametrize("way", ["delete", "prune"])
+def test_what_is_deleted_leaves_the_disk(index, model, folder, library, way):
+    index.update(model, folder)
+    once = on_the_disk(library)
+    gone = sorted(folder.rglob("*.jpg"))[:10]
+    if way == "delete":
+        index.delete(gone)
+    else:
+        for file in gone:
+            file.unlink()
+        index.update(model, folder, prune=True)
+    assert len(paths(index)) == 2
+    assert on_the_disk(library) < 0.4 * once
+
+
+def test_what_a_killed_process_left_is_cleared_away(index, model, folder, library):
+    index.update(model, folder)
+    (library / "photos.lance" / "data" / f"{'0' * 24}.lance").write_bytes(bytes(1 << 20))
+    index.update(model, folder)
+    assert on_the_disk(library) < 1 << 20
+    assert len(paths(index)) == 12
+
+
 def test_a_change_of_the_same_size_and_time_of_day_is_seen(index, model, tmp_path):
     image = tmp_path / "p" / "a.bmp"
     image.parent.mkdir()
@@ -254,3 +310,39 @@ def test_photographs_of_an_object_store(index, model, folder):
     sorted(folder.rglob("*.jpg"))[0].unlink()
     assert counts(index.update(model, root)) == (0, 0, 11, 0)
     assert counts(index.update(model, root, prune=True)) == (0, 0, 11, 1)
+
+
+def test_a_library_at_an_address_of_a_disk_is_like_one_at_a_path(model, folder, library):
+    index = iwm.Index.create(f"file://{library}", model)
+    assert counts(index.update(model, folder)) == (12, 0, 0, 0)
+    with pytest.raises(LibraryError, match="is a library already"):
+        iwm.Index.create(f"file://{library}", model)
+    with pytest.raises(LibraryError, match="No library at file:///"):
+        iwm.Index.open(f"file://{library.parent}/none.lance")
+    other = iwm.Index.open(f"file://{library}")
+    with (
+        index._store.writing(),
+        pytest.raises(LibraryError, match="is being written by another process"),
+    ):
+        iwm.Index.open(library).update(model, folder)
+    assert paths(other) == sorted(map(str, folder.rglob("*.jpg")))
+    assert counts(other.update(model, folder)) == (0, 0, 12, 0)
+
+
+def test_two_writers_without_a_lock_double_no_row(index, model, folder, library, monkeypatch):
+    """As in an object store: what one writes after the other has looked is replaced."""
+    other = iwm.Index.open(library)
+    index._store._folder = other._store._folder = None
+    plain, meanwhile = model.encode, []
+
+    def encode(*words):
+        if not meanwhile:
+            meanwhile.append("begun")
+            meanwhile.append(counts(other.update(model, folder)))
+        return plain(*words)
+
+    monkeypatch.setattr(model, "encode", encode)
+    index.update(model, folder)
+    assert meanwhile == ["begun", (12, 0, 0, 0)]
+    assert len(index) == 12
+    assert paths(index) == sorted(map(str, folder.rglob("*.jpg")))

@@ -72,6 +72,26 @@ def test_overlapping_roots_give_every_file_once(tmp_path):
     assert sorted(paths(tmp_path, *roots)) == ["a.jpg", "other/c.jpg", "sub/b.jpg"]
 
 
+def test_what_is_named_comes_though_its_folder_does_not_show_it(tmp_path):
+    make(tmp_path, "a.jpg", ".hid/h.jpg", ".b.jpg", "scan.jp2")
+    named = [tmp_path / ".hid/h.jpg", tmp_path / ".b.jpg", tmp_path / "scan.jp2", tmp_path / "a.jpg"]
+    assert sorted(paths(tmp_path, tmp_path, *named)) == [".b.jpg", ".hid/h.jpg", "a.jpg", "scan.jp2"]
+
+
+def test_addresses_of_files(tmp_path):
+    make(tmp_path, "a.jpg", "b/c.jpg")
+    root = f"file://{tmp_path}"
+    (found,) = walk([f"{root}/a.jpg"])
+    assert found == Found(f"{root}/a.jpg", 5, (tmp_path / "a.jpg").stat().st_mtime_ns)
+    both = [item.path for item in walk([f"{root}/a.jpg", f"{root}/b", f"{root}/b/c.jpg"])]
+    assert both == [f"{root}/b/c.jpg", f"{root}/a.jpg"]
+
+
+def test_addresses_that_do_not_exist_are_refused_at_once(tmp_path):
+    with pytest.raises(InvalidDataError, match=r"No such file or folder: file:///.*missing"):
+        walk([f"file://{tmp_path}/missing"])
+
+
 def test_a_pipe_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
     assert list(walk([tmp_path])) == [Remark(str(tmp_path / "a.jpg"), "not a regular file")]

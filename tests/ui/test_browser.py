@@ -14,9 +14,12 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import iwm
+from iwm.config import DecoderConfig
+from iwm.decoder import Decoder
 
 from .conftest import serving
 
@@ -295,6 +298,51 @@ def test_on_a_phone_nothing_is_cut_off_and_the_result_stays_in_sight(visit, fold
         box = here.page.locator(f"#iwm-acted {part}").bounding_box()
         assert 0 <= box["y"] < PHONE["height"]
     here.screenshot("phone")
+
+
+@pytest.fixture(scope="module")
+def decoding_folder(tmp_path_factory):
+    """The embedded model with a decoder of random weights: what it imagines is noise, and is shown."""
+    model = iwm.load()
+    torch.manual_seed(0)
+    model.add_decoder(Decoder(DecoderConfig(space=model.space, width=32, depth=1, heads=2), model.config))
+    folder = tmp_path_factory.mktemp("decoding") / "model"
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_what_a_model_with_a_decoder_imagines_is_shown_in_every_tab(
+    browser, needs_gradio, folder, decoding_folder, tmp_path
+):
+    with serving(tmp_path / "scratch", "--model", decoding_folder) as served:
+        here = Visit(browser, served.address, PHONE, has_touch=True)
+        assert here.page.get_by_text("This model has no decoder").count() == 0
+        here.photograph(folder / "cat.png")
+        here.slide("brightness", 1.4)
+        here.says("#iwm-acted", re.compile(r"Asked for brightness x1\.40\."))
+        acted = here.pictures("#iwm-acted")
+        assert len(acted) == 3 + 6
+        assert len(set(acted[:3])) == 3  # The photograph, the true pixels, what is imagined.
+        assert here.page.locator("#iwm-acted figcaption").nth(2).inner_text() == "Imagined"
+        here.screenshot("imagined, act")
+        here.tab("Undo")
+        here.upload(folder / "edited.png", "edited")
+        here.says("#iwm-message", "edited.png is to be undone.")
+        here.slide("brightness", 0.7, "undo")
+        here.says("#iwm-undone", re.compile(r"Undone: brightness x0\.70"))
+        assert len(here.pictures("#iwm-undone")) == 2 + 6
+        assert here.page.locator("#iwm-undone figcaption").nth(1).inner_text() == "Imagined original"
+        here.screenshot("imagined, undo")
+        here.tab("Grid")
+        here.page.locator("#iwm-grid tbody tr").nth(4).wait_for()
+        grid = here.pictures("#iwm-grid")
+        assert len(grid) == 5 * 5
+        assert len(set(grid[1::5])) == 5  # Another picture for every value.
+        assert here.page.locator("#iwm-grid thead th").nth(2).inner_text() == "Imagined"
+        assert here.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        here.screenshot("imagined, grid")
+        here.close()
+        assert served.end() == (0, "")
 
 
 def test_in_a_library_photographs_are_found(browser, folder, photos, tmp_path):
