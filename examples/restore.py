@@ -33,7 +33,8 @@ def main() -> None:
         _, report = model.undo(photo, reader)
         restored = restore(photo, report.photometry)
         restored.image.save(options.out / path.name)
-        print(f"{path.name}: {in_words(report.photometry)}, evidence {report.evidence:.1f}")
+        evidence = f"evidence {report.evidence:.1f} (of an edit: above {report.cutoff:.1f})"
+        print(f"{path.name}: {in_words(report.photometry)}, {evidence}")
         for line in restored.lost:
             print(f"  not undone: {line}")
 

@@ -9,7 +9,8 @@ baselines are trained on edits of the photographs in --train. `plain` pairs are 
 `ambiguous` ones are cropped, re-compressed or blurred once more after it, one of the three each.
 
 Hue and saturation count where the edit is not grayscale, sigma where it is 0.5 and more; a blur of
-less counts neither as one nor as none. The guess is the median (of the distribution's draws), the
+less counts neither as one nor as none. Sigma counts whether or not a reader says that there is a
+blur: where the world model says none, it is that of its best hypothesis with one. The guess is the median (of the distribution's draws), the
 accuracy of a switch is balanced: the mean over both cases. OUT gets read_edits.json and .md.
 Needs scikit-learn.
 """
@@ -89,7 +90,7 @@ def main() -> None:
 
     def planning(first: Tensor, second: Tensor) -> Tensor:
         reports[:] = model.infer_actions(first, second, solver=options.solver, seed=options.seed)
-        return torch.tensor([report.action.target.params for report in reports])
+        return torch.stack([numbers(report) for report in reports])
 
     readers: dict[str, Reader] = {
         "guess": lambda first, _: guess(known[2]).expand(len(first), -1),
@@ -109,6 +110,15 @@ def main() -> None:
             print(rows[-1], flush=True)
         trust[kind] = calibration(reports, truth)
     write(options.out, rows, trust, vars(options))
+
+
+def numbers(report: EditReport) -> Tensor:
+    """The photometry of a report `[7]`; if it is not blurred, the best sigma of a blur, below 0."""
+    found = torch.tensor(report.action.target.params)
+    blurred = [h.photometry.blur for h in report.runner_ups if h.photometry.blur > 0]
+    if found[5] == 0 and blurred:
+        found[5] = -blurred[0]
+    return found
 
 
 def guess(params: Tensor) -> Tensor:

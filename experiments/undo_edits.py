@@ -4,7 +4,8 @@ r"""Undoing unknown edits: how much nearer to the untouched photograph, and at w
 
 Held-out photographs get random edits (jitter with probability 0.8, every switch with 0.25). For
 every way of undoing: the mean squared difference, per feature, to the untouched photograph's
-latent; how often it is smaller and larger than without undoing (by 5 %); accuracy of the switches.
+latent; how often it is smaller and larger than without undoing (by 5 %); accuracy of the switches;
+how often an edited photograph is called untouched (`missed`), and an untouched one edited (`false`).
 `nearest` takes, of 200 random edits and none, the one whose undoing comes nearest to the references
 (Mahalanobis distance of pooled latents, the edit's own prior added); `true` is told the edit.
 """
@@ -12,6 +13,7 @@ latent; how often it is smaller and larger than without undoing (by 5 %); accura
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -48,17 +50,25 @@ def main() -> None:
     clean, edited = model.encode(pixels), model.encode(transform(pixels, truth))
     candidates = draw_photometry(drawn_from, seed=options.seed + 1, keys=[(1, i) for i in range(200)])
     reader = EditReader.fit(model, references, seed=options.seed)
-    guesses = {
-        "nothing": [CLEAN] * len(pixels),
-        "undo": [report.photometry for report in reader.read(model, edited)],
-        "nearest": nearest(model, edited, references, candidates),
-        "true": [Photometry.from_params(row) for row in truth],
+    true = [Photometry.from_params(row) for row in truth]
+
+    def guesses(latents: iwm.Latent, told: list[Photometry]) -> dict[str, list[Photometry]]:
+        return {
+            "nothing": [CLEAN] * len(latents),
+            "undo": [report.photometry for report in reader.read(model, latents)],
+            "nearest": nearest(model, latents, references, candidates),
+            "true": told,
+        }
+
+    alarms = {
+        name: share(not photometry.is_clean for photometry in found)
+        for name, found in guesses(clean, [CLEAN] * len(clean)).items()
     }
     unmoved = difference(edited.tokens, clean.tokens)
     print(
-        f"{'':10}{'distance':>9}{'nearer':>8}{'farther':>9}{'grayscale':>11}{'blur':>8}{'solarize':>10}{'clean':>8}"
+        f"{'':10}{'distance':>9}{'nearer':>8}{'farther':>9}{'grayscale':>11}{'blur':>8}{'solarize':>10}{'missed':>8}{'false':>7}"
     )
-    for name, found in guesses.items():
+    for name, found in guesses(edited, true).items():
         actions = [Action.between(photometry, CLEAN) for photometry in found]
         moved = model.apply_action(edited, actions).tokens
         untouched = torch.tensor([photometry.is_clean for photometry in found])
@@ -67,9 +77,16 @@ def main() -> None:
         right = [((params[:, c] > 0.5) == (truth[:, c] > 0.5)).float().mean() for c in (4, 5, 6)]
         nearer, farther = (left < 0.95 * unmoved).float().mean(), (left > 1.05 * unmoved).float().mean()
         shares = "".join(f"{v:{w}.0%}" for v, w in zip(right, (11, 8, 10), strict=True))
+        missed = share(p.is_clean for p, edit in zip(found, true, strict=True) if not edit.is_clean)
         print(
-            f"{name:10}{left.mean():9.3f}{nearer:8.0%}{farther:9.0%}{shares}{untouched.float().mean():8.0%}"
+            f"{name:10}{left.mean():9.3f}{nearer:8.0%}{farther:9.0%}{shares}{missed:8.0%}{alarms[name]:7.0%}"
         )
+
+
+def share(said: Iterable[bool]) -> float:
+    """How many of some answers are yes."""
+    answers = list(said)
+    return sum(answers) / max(len(answers), 1)
 
 
 def spaced(folder: Path, count: int) -> list[Path]:

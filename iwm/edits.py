@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from iwm.actions import CLEAN, Action, Photometry
+from iwm.costs import latent_cost, predictions_at_a_time
 from iwm.errors import IncompatibleLatentError, InvalidActionError, InvalidConfigError, InvalidImageError
 from iwm.images import Images, iterate
 from iwm.latent import Latent
-from iwm.planning import Hypothesis, SearchSpace, Solver, batch_of, latent_cost, search
+from iwm.planning import Hypothesis, SearchSpace, Solver, search
 
 if TYPE_CHECKING:
     from iwm.world_model import WorldModel
@@ -124,6 +125,7 @@ def in_words(edit: Action | Photometry) -> str:
     return ", ".join(words) or "no change"
 
 
+@torch.inference_mode(False)  # The search needs gradients, whatever it is called in.
 @torch.no_grad()
 def infer_actions(
     model: WorldModel,
@@ -167,11 +169,15 @@ def infer_actions(
         )
     space = SearchSpace(model.config.actions)
     reports = []
-    for at in range(0, len(first), batch_of(starts)):
-        pairs = slice(at, at + batch_of(starts))
+    at_a_time = predictions_at_a_time(model, first.tokens.shape[1])
+    step = max(at_a_time // (8 * max(starts, 1)), 1)
+    for at in range(0, len(first), step):
+        pairs = slice(at, at + step)
         some, others = first[pairs], second[pairs]
         cost = latent_cost(model, some, others)
-        found = search(cost, space, len(some), solver=solver, starts=starts, steps=steps, seed=seed)
+        found = search(
+            cost, space, len(some), solver=solver, starts=starts, steps=steps, seed=seed, at_a_time=at_a_time
+        )
         unmoved = (some.tokens.float() - others.tokens.float()).square().mean(dim=(1, 2)).tolist()
         for i, hypotheses in enumerate(found):
             ranked = _with_identity(hypotheses, unmoved[i])
@@ -181,7 +187,7 @@ def infer_actions(
 
 
 def as_latent(model: WorldModel, images: Images | Latent) -> Latent:
-    """Latents of images, or the latents themselves if they are the model's own."""
+    """Latents of images, or the latents themselves if they are the model's own; on its device."""
     if not isinstance(images, Latent):
         return model.encode(images)
     if images.space != model.space:
@@ -189,7 +195,7 @@ def as_latent(model: WorldModel, images: Images | Latent) -> Latent:
             f"The latent was made by another encoder (space {images.space}, this model's is "
             f"{model.space}); encode the image with this model."
         )
-    return images
+    return images.to(device=model._like.device)
 
 
 def confidence(residuals: Sequence[float]) -> float:

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from iwm.actions import draw_photometry
-from iwm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, write_tensors
-from iwm.errors import InvalidConfigError, MissingBackendError, SaveError, nearest
-from iwm.files import remove, write_text
+from iwm.calibration import calibration_rows
+from iwm.checkpoint import CONFIG_FILE, DECODER_FILE, WEIGHTS_FILE, task_file, write_tensors
+from iwm.errors import InvalidConfigError, MissingBackendError, nearest
+from iwm.export_folder import replacing
+from iwm.files import write_text
 from iwm.images import Images
-from iwm.photometry import transform
-from iwm.runtimes import EXPORT_FILE, EXPORT_FORMAT, PARTS, converting, task_part
+from iwm.runtimes import EXPORT_FILE, EXPORT_FORMAT, converting, task_part
 
 if TYPE_CHECKING:
     from iwm.world_model import WorldModel
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 Format = Literal["openvino", "onnx", "torch"]
 Precision = Literal["fp32", "fp16", "int8"]
 
-_CALIBRATION_IMAGES = 64
 _LARGE = 400_000_000
 """Parameters above which ONNX, whose files end at 2 GB, keeps weights in a second file."""
 
@@ -96,7 +94,8 @@ def export(
 
     Args:
         model: a float32 model on the CPU.
-        folder: made if it does not exist; an export that is there is replaced.
+        folder: made if it does not exist. An export for a runtime that is there is replaced, once
+            the new one is complete; a model that is there is not.
         format: `openvino`, `onnx`, or `torch`: a model folder like `save_pretrained`'s.
         precision: `fp32`, `fp16` or `int8`; see the module. `torch` has no `int8`.
         calibration: photographs that `int8` measures its ranges on, some dozens, not of a test
@@ -105,45 +104,46 @@ def export(
     Raises:
         MissingBackendError: a package is not installed; the message says which.
         InvalidConfigError: an unknown format or precision, or a model of another type or device.
-        SaveError: the folder cannot be written.
+        SaveError: the folder cannot be written, or holds a model.
     """
     _check(model, format, precision)
-    target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError(f"Cannot write {target}: {error}.") from error
-    _clear(target)
-    if format == "torch":
-        model.save_pretrained(target)
-        if precision == "fp32":
-            state = model.state_dict()
-            core = {k: v for k, v in state.items() if k.startswith(("encoder.", "predictor."))}
-            write_tensors(target / WEIGHTS_FILE, core)
-        return
-    with tempfile.TemporaryDirectory(dir=target, prefix=".export.") as temporary:
-        rows = _calibration_rows(model, calibration) if precision == "int8" else {}
+    with replacing(Path(folder)) as temporary:
+        if format == "torch":
+            model.save_pretrained(temporary)
+            if precision == "fp32":
+                _write_full(model, temporary)
+            return
+        rows = calibration_rows(model, calibration) if precision == "int8" else {}
         parts = _parts(model)
         for name, part in parts.items():
             # Heads read what the encoder gives.
             of_part = rows.get(name) or [row[:1] for row in rows.get("world_model", [])]
-            _write_part(part, Path(temporary) / name, format, precision, of_part)
-        try:
-            for written in sorted(Path(temporary).iterdir()):
-                written.replace(target / written.name)
-        except OSError as error:
-            raise SaveError(f"Cannot write {target}: {error}.") from error
-    write_text(target / CONFIG_FILE, model.config.to_json())
-    about = {
-        "format": EXPORT_FORMAT,
-        "backend": format,
-        "precision": precision,
-        "space": model.space,
-        "parts": list(parts),
-        "made_with": _versions(format),
-    }
-    # Last: a folder that has it is whole.
-    write_text(target / EXPORT_FILE, json.dumps(about, indent=2) + "\n")
+            _write_part(part, temporary / name, format, precision, of_part)
+        about = {
+            "format": EXPORT_FORMAT,
+            "backend": format,
+            "precision": precision,
+            "space": model.space,
+            "parts": list(parts),
+            "made_with": _versions(format),
+        }
+        write_text(temporary / EXPORT_FILE, json.dumps(about, indent=2) + "\n")
+        write_text(temporary / CONFIG_FILE, model.config.to_json())
+
+
+def _write_full(model: WorldModel, folder: Path) -> None:
+    """The weights of a saved folder again, in float32: of the model, its adapters and its decoder."""
+    core = {k: v for k, v in model.state_dict().items() if k.startswith(("encoder.", "predictor."))}
+    write_tensors(folder / WEIGHTS_FILE, core)
+    for name, adapter in model.heads.items():
+        write_tensors(folder / task_file(name), _floats(adapter))
+    if model.decoder is not None:
+        write_tensors(folder / DECODER_FILE, _floats(model.decoder))
+
+
+def _floats(module: nn.Module) -> dict[str, Tensor]:
+    """What strict loading asks of a file: no counts of batches."""
+    return {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
 
 
 def _check(model: WorldModel, backend: str, precision: str) -> None:
@@ -179,16 +179,6 @@ def require_package(package: str, extra: str) -> None:
 
     if importlib.util.find_spec(package) is None:
         raise MissingBackendError(f'This needs the package {package}: pip install "iwm[{extra}]"')
-
-
-def _clear(folder: Path) -> None:
-    """Take away what an export before this one left, its mark first."""
-    remove(folder / EXPORT_FILE)
-    for name in (*PARTS, "task-*"):
-        for suffix in (".xml", ".bin", ".onnx", ".onnx.data"):
-            for path in list(folder.glob(f"{name}{suffix}")):
-                remove(path)
-    remove(folder / WEIGHTS_FILE)
 
 
 def _parts(model: WorldModel) -> dict[str, _Part]:
@@ -240,37 +230,6 @@ def _write_part(
             with converting() as openvino:
                 openvino.save_model(openvino.convert_model(onnx_path), f"{path}.xml", compress_to_fp16=True)
             onnx_path.unlink()
-
-
-def _calibration_rows(model: WorldModel, images: Images | None) -> dict[str, list[tuple[Tensor, ...]]]:
-    """Inputs of every part, in small batches: images and views of them, latents and actions."""
-    pixels = _pink_noise(model.preprocess.size) if images is None else model.preprocess(images)
-    pixels = pixels[:: max(len(pixels) // _CALIBRATION_IMAGES, 1)][:_CALIBRATION_IMAGES]
-    drawn = model.config.actions.distribution
-    photometries = [
-        draw_photometry(drawn, seed=0, keys=[(epoch, i) for i in range(len(pixels))]) for epoch in (0, 1)
-    ]
-    views = transform(pixels, photometries[0])
-    tokens = model.encode(views).tokens
-    clean = torch.zeros_like(photometries[0])
-    clean[:, :3] = 1.0
-    targets = photometries[1] if model.config.actions.symmetric else clean
-    vectors = model.encode_photometry(torch.stack((photometries[0], targets), dim=1))
-    rows = [slice(i, i + 8) for i in range(0, len(pixels), 8)]
-    encoder: list[tuple[Tensor, ...]] = [(batch[s],) for batch in (views, pixels) for s in rows]
-    return {"encoder": encoder, "world_model": [(tokens[s], vectors[s]) for s in rows]}
-
-
-def _pink_noise(size: int) -> Tensor:
-    """`[B, 3, size, size]` of noise whose amplitude falls with frequency, as that of photographs."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.fft.rfft2(torch.randn(_CALIBRATION_IMAGES, 3, size, size, generator=generator))
-    across, down = torch.fft.rfftfreq(size), torch.fft.fftfreq(size).unsqueeze(1)
-    noise /= (across.square() + down.square()).sqrt().clamp_min(1.0 / size)
-    shared = torch.fft.irfft2(noise, s=(size, size))
-    shared = 0.4 * shared + 0.6 * shared.mean(1, keepdim=True)  # Channels go together in photographs.
-    pink: Tensor = 0.45 + 0.25 * shared / shared.std(dim=(1, 2, 3), keepdim=True)
-    return pink.clamp(0.0, 1.0)
 
 
 def _versions(backend: str) -> dict[str, str]:

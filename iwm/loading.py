@@ -109,9 +109,7 @@ def load(
         )
         return model.to(device=target, dtype=dtype or torch.float32)
     if os.path.isfile(os.path.join(name, "export.json")):
-        raise IncompatibleWeightsError(
-            f'{name} was exported for another runtime; load it with backend="openvino" or "onnx".'
-        )
+        raise _exported(Path(name))
     names = files_of(branch)
     source = find_model(name, names if task is None else [CONFIG_FILE], revision, options)
     if task is not None:
@@ -122,6 +120,14 @@ def load(
         model.load_adapter(adapter)
         model.default_task = task
     return model
+
+
+def _exported(folder: Path) -> IncompatibleWeightsError:
+    """What to say of a folder that PyTorch does not run."""
+    from iwm.runtimes import read_about
+
+    runtime = (read_about(folder) or {})["backend"]
+    return IncompatibleWeightsError(f'{folder} was exported for {runtime}; load it with backend="{runtime}".')
 
 
 def _load_export(name: str, backend: str, task: str | None, *, plain: bool) -> WorldModel:

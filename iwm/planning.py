@@ -13,7 +13,6 @@ Shape legend: P pairs, H hypotheses of one pair, N patches, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -22,19 +21,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from iwm.actions import Photometry
-from iwm.encoder import normalize_tokens
+from iwm.costs import BATCH, Cost
 from iwm.errors import InvalidConfigError, nearest
-from iwm.photometry import IDENTITY
 from iwm.ranges import trained_range
 
 if TYPE_CHECKING:
     from iwm.config import ActionConfig
-    from iwm.latent import Latent
-    from iwm.world_model import WorldModel
 
 Solver = Literal["gradient", "cem"]
-Cost = Callable[[Tensor], Tensor]
-"""From photometries `[P, H, 7]` to costs `[P, H]`, differentiable where a gradient is asked for."""
 
 SEARCHED = (0, 1, 2, 3, 5)
 """Columns of the continuous parameters: three factors, hue, sigma."""
@@ -43,8 +37,6 @@ VISIBLE_BLUR = 0.5
 """Sigma in pixels from which a blur can be told from none; smaller ones are not searched."""
 _KEPT = 4
 """Hypotheses of a pair that are followed to the end; the first steps show which."""
-_BATCH = 64
-"""Predictions that keep their activations for a gradient at a time."""
 _POPULATION, _ELITE, _ROUNDS = 192, 24, 7
 
 
@@ -110,6 +102,7 @@ def search(
     starts: int = 2,
     steps: int = 28,
     seed: int = 0,
+    at_a_time: int = BATCH,
 ) -> list[list[Hypothesis]]:
     """The best photometry of every combination of switches, best first, for every pair.
 
@@ -122,6 +115,7 @@ def search(
         starts: points of the cube that every combination starts from (`gradient`).
         steps: gradient steps in all (`gradient`).
         seed: of the starts and the populations.
+        at_a_time: hypotheses of all pairs whose costs are asked for together, at least one a pair.
 
     Raises:
         InvalidConfigError: an unknown solver, or numbers less than 1.
@@ -132,46 +126,22 @@ def search(
         if value < 1:
             raise InvalidConfigError(f"{name} is {value}; it must be at least 1.")
     generator = torch.Generator().manual_seed(seed)
+    size = max(at_a_time // max(pairs, 1), 1)
     if solver == "cem":
-        params, costs = _cross_entropy(cost, space, pairs, generator)
+        params, costs = _cross_entropy(cost, space, pairs, generator, size)
     else:
-        params, costs = _descend(cost, space, pairs, starts, steps, generator)
+        params, costs = _descend(cost, space, pairs, starts, steps, generator, size)
     return [_best_of_each(p, c) for p, c in zip(params.cpu(), costs.cpu(), strict=True)]
 
 
-def latent_cost(model: WorldModel, before: Latent, after: Latent) -> Cost:
-    """Mean squared distance between predictions and latents, for P pairs.
-
-    A model that was trained to apply every operation predicts `after` from `before`. One whose
-    targets had jitter alone was trained to undo the destructive ones: it predicts `before` from
-    `after`.
-    """
-    forward = model.config.actions.symmetric
-    source, target = (before, after) if forward else (after, before)
-    like = model._like
-    tokens, wanted = source.tokens.to(like), target.tokens.float().to(like.device)
-    clean = torch.tensor(IDENTITY, device=like.device)
-
-    def cost(params: Tensor) -> Tensor:
-        rows = params.flatten(0, 1)
-        views = [clean.expand_as(rows), rows]
-        vectors = model.encode_photometry(torch.stack(views if forward else views[::-1], dim=1))
-        sources = tokens if len(tokens) == 1 else tokens.repeat_interleave(params.shape[1], 0)
-        predicted = normalize_tokens(model.predictor(sources, vectors, source.grid)).float()
-        difference = predicted.view(*params.shape[:2], *wanted.shape[1:]) - wanted.unsqueeze(1)
-        costs: Tensor = difference.square().mean(dim=(2, 3))
-        return costs
-
-    return cost
-
-
-def batch_of(starts: int) -> int:
-    """Pairs that are searched at a time, so that the activations fit."""
-    return max(_BATCH // (8 * starts), 1)
-
-
 def _descend(
-    cost: Cost, space: SearchSpace, pairs: int, starts: int, steps: int, generator: torch.Generator
+    cost: Cost,
+    space: SearchSpace,
+    pairs: int,
+    starts: int,
+    steps: int,
+    generator: torch.Generator,
+    size: int,
 ) -> tuple[Tensor, Tensor]:
     """Photometries `[P, H, 7]` and costs `[P, H]`: those followed to the end and those dropped."""
     count = len(space.switches)
@@ -179,28 +149,30 @@ def _descend(
     points = torch.rand(1, count * starts, 5, generator=generator)
     points[:, :count] = 0.5
     first = max(steps * 2 // 7, 1)
-    points, costs = _adam(cost, space, points.expand(pairs, -1, -1), switches, first, 0.15, 0.1)
+    points, costs = _adam(cost, space, points.expand(pairs, -1, -1), switches, first, 0.15, 0.1, size)
     rows = costs.topk(min(_KEPT, costs.shape[1]), dim=1, largest=False).indices.unsqueeze(-1)
     kept = points.gather(1, rows.expand(-1, -1, 5)), switches.gather(1, rows.expand(-1, -1, 3))
-    ended, final = _adam(cost, space, *kept, max(steps - first, 1), 0.08, 0.01)
+    ended, final = _adam(cost, space, *kept, max(steps - first, 1), 0.08, 0.01, size)
     params = torch.cat((space.params(ended, kept[1]), space.params(points, switches)), dim=1)
     return params, torch.cat((final, costs), dim=1)
 
 
 def _adam(
-    cost: Cost, space: SearchSpace, points: Tensor, switches: Tensor, steps: int, rate: float, last: float
+    cost: Cost,
+    space: SearchSpace,
+    points: Tensor,
+    switches: Tensor,
+    steps: int,
+    rate: float,
+    last: float,
+    size: int,
 ) -> tuple[Tensor, Tensor]:
     """The best points on the way and their costs; the step size falls from `rate` to `last`."""
     points = points.clone()
     best, least = points.clone(), torch.full(points.shape[:2], math.inf)
     mean, square = torch.zeros_like(points), torch.zeros_like(points)
     for step in range(1, steps + 1):
-        here = points.clone().requires_grad_()
-        # Plain attention: its backward pass is the faster one at a few hundred tokens.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            costs = cost(space.params(here, switches))
-            (gradient,) = torch.autograd.grad(costs.sum(), here)
-        costs = costs.detach().to(points)
+        costs, gradient = _gradient(cost, space, points, switches, size)
         better = costs < least
         least = torch.where(better, costs, least)
         best = torch.where(better.unsqueeze(-1), points, best)
@@ -211,9 +183,25 @@ def _adam(
     return best, least
 
 
+def _gradient(
+    cost: Cost, space: SearchSpace, points: Tensor, switches: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Costs `[P, H]` and their gradients `[P, H, 5]`; the activations of `size` hypotheses are kept at a time."""
+    found: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for some, switched in zip(torch.split(points, size, 1), torch.split(switches, size, 1), strict=True):
+        here = some.clone().requires_grad_()
+        # Plain attention: its backward pass is the faster one at a few hundred tokens.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            costs = cost(space.params(here, switched))
+            gradients += torch.autograd.grad(costs.sum(), here)
+        found.append(costs.detach().to(points))
+    return torch.cat(found, dim=1), torch.cat(gradients, dim=1)
+
+
 @torch.no_grad()
 def _cross_entropy(
-    cost: Cost, space: SearchSpace, pairs: int, generator: torch.Generator
+    cost: Cost, space: SearchSpace, pairs: int, generator: torch.Generator, size: int
 ) -> tuple[Tensor, Tensor]:
     """Every candidate of every round: photometries `[P, H, 7]` and costs `[P, H]`.
 
@@ -229,7 +217,7 @@ def _cross_entropy(
         points = (centre + spread * noise).clamp_(0.0, 1.0)
         switches = (torch.rand(pairs, _POPULATION, 3, generator=generator) < chance).to(points)
         params = space.params(points, switches)
-        parts = torch.split(params, _BATCH, dim=1)
+        parts = torch.split(params, size, dim=1)
         costs = torch.cat([cost(part).float().cpu() for part in parts], dim=1)
         everything.append((params, costs))
         rows = costs.topk(_ELITE, dim=1, largest=False).indices.unsqueeze(-1)

@@ -21,11 +21,12 @@ from torch import Tensor
 from iwm.actions import CLEAN, Action, Photometry, draw_photometry
 from iwm.bank import Bank
 from iwm.edits import as_latent, in_words
-from iwm.errors import InvalidActionError, InvalidDataError
+from iwm.errors import IncompatibleLatentError, InvalidActionError, InvalidDataError
 from iwm.images import Images
 from iwm.latent import Latent
 from iwm.photometry import IDENTITY
-from iwm.planning import SearchSpace
+from iwm.planning import VISIBLE_BLUR, SearchSpace
+from iwm.regression import Ridge, cross_validate, fit_ridges
 
 if TYPE_CHECKING:
     from iwm.world_model import WorldModel
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 FEWEST = 16
 """References below which nothing can be learned; hundreds are better."""
 _PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
-_BLUR = 0.5
+_FOLDS = 4
+_CALLED_CLEAN = 0.95
+"""Of untouched photographs, how many are to be called that."""
 _BATCH = 256
 
 
@@ -42,10 +45,11 @@ class UndoReport:
     """What seems to have been done to an image.
 
     Attributes:
-        photometry: the edit; clean where what was read is within the reading's own error.
+        photometry: the edit; clean where the evidence is not above the cutoff.
         action: the one that undoes it.
         evidence: how far the reading is from clean, in its own standard errors (root mean
-            square over the parameters); below 1 nothing is undone.
+            square over what is read).
+        cutoff: what the evidence of 95 % of the references, untouched as they are, stays within.
         chances: of grayscale, blur and solarize, 0 to 1, as read.
         references: how many photographs it was learned from.
     """
@@ -53,6 +57,7 @@ class UndoReport:
     photometry: Photometry
     action: Action
     evidence: float
+    cutoff: float
     chances: dict[str, float]
     references: int
 
@@ -62,13 +67,14 @@ class UndoReport:
             "words": in_words(self.photometry),
             "photometry": dataclasses.asdict(self.photometry),
             "evidence": self.evidence,
+            "cutoff": self.cutoff,
             "chances": self.chances,
             "references": self.references,
         }
 
     def __str__(self) -> str:
         chances = ", ".join(f"{name} {chance:.0%}" for name, chance in self.chances.items())
-        return f"{in_words(self.photometry)}\nevidence {self.evidence:.1f}; {chances}"
+        return f"{in_words(self.photometry)}\nevidence {self.evidence:.1f} (of an edit: above {self.cutoff:.1f}); {chances}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +82,18 @@ class EditReader:
     """Reads the photometry of a view from its latent alone; made by `fit`, once for many images.
 
     Attributes:
-        weights: `[D + 1, 7]`, from standardised pooled latents and 1 to scaled parameters.
-        centre, scale: `[D]` of the pooled latents.
-        errors: `[7]` standard errors of the scaled parameters, on references not fitted to.
+        ridge: from pooled latents to the scaled parameters, and whether a blur can be seen, `[8]`.
+        errors: `[8]` standard errors of these, on references not fitted to.
+        cutoff: evidence up to which an image counts as untouched; see `UndoReport`.
         references: how many there were.
+        space: of the model that it was learned with; it reads no other's latents.
     """
 
-    weights: Tensor
-    centre: Tensor
-    scale: Tensor
+    ridge: Ridge
     errors: Tensor
+    cutoff: float
     references: int
+    space: str
 
     @classmethod
     @torch.no_grad()
@@ -109,62 +116,68 @@ class EditReader:
             raise InvalidActionError(f"{model.config.name} knows no actions, so it cannot undo any.")
         latents = as_latent(model, references.latents if isinstance(references, Bank) else references)
         if len(latents) < FEWEST:
+            words = "1 reference" if len(latents) == 1 else f"{len(latents)} references"
             raise InvalidDataError(
-                f"{len(latents)} references; undoing needs at least {FEWEST} untouched photographs, better some "
+                f"{words}; undoing needs at least {FEWEST} untouched photographs, better some "
                 "hundred: pass a list of images, latents or an iwm.Bank."
             )
         config = model.config.actions
         drawn_from = config.distribution if config.symmetric else config.distribution.without_destructive()
         keys = [(epoch, i) for epoch in range(actions) for i in range(len(latents))]
         params = draw_photometry(drawn_from, seed=seed, keys=keys)
+        inputs = torch.cat((_pooled(latents), _moved(model, latents, params)))
         clean = torch.tensor(IDENTITY).expand(len(latents), -1)
-        moved = [latents.tokens.float().mean(1).cpu()]
-        for start in range(0, len(params), _BATCH):
-            rows = range(start, min(start + _BATCH, len(params)))
-            views = [Photometry.from_params(params[row]) for row in rows]
-            some = latents[[row % len(latents) for row in rows]]
-            predicted = model.apply_action(some, [Action.between(CLEAN, view) for view in views])
-            moved.append(predicted.mean().float().cpu())
-        inputs, targets = torch.cat(moved).double(), _scaled(torch.cat((clean, params))).double()
+        targets = _scaled(torch.cat((clean, params)))
         # Whole references are held out, with all that was made of them.
-        held_out = torch.arange(len(inputs)) % len(latents) % 4 == 0
-        losses = [(_fit(inputs[~held_out], targets[~held_out], penalty), penalty) for penalty in _PENALTIES]
-        errors = [
-            (_read(fitted, inputs[held_out]) - targets[held_out]).square().mean(0) for fitted, _ in losses
-        ]
-        best = min(range(len(losses)), key=lambda i: float(errors[i].sum()))
-        weights, centre, scale = _fit(inputs, targets, _PENALTIES[best])
-        return cls(weights, centre, scale, errors[best].sqrt().clamp_min(1e-6), len(latents))
+        folds = torch.arange(len(inputs)) % len(latents) % _FOLDS
+        penalty, unseen = cross_validate(inputs, targets, folds, _PENALTIES)
+        errors = (unseen - targets).square().mean(0).sqrt().clamp_min(1e-6)
+        untouched = _evidence(unseen[: len(latents)], errors)
+        cutoff = float(untouched.quantile(_CALLED_CLEAN, interpolation="higher"))
+        (ridge,) = fit_ridges(inputs, targets, [penalty])
+        return cls(ridge, errors, cutoff, len(latents), model.space)
 
     def read(self, model: WorldModel, latent: Latent) -> list[UndoReport]:
-        """What was done to each of some images, as far as their latents tell."""
-        scaled = _read((self.weights, self.centre, self.scale), latent.tokens.float().mean(1).double().cpu())
-        return [self._report(row, SearchSpace(model.config.actions)) for row in scaled]
+        """What was done to each of some images, as far as their latents tell.
 
-    def _report(self, scaled: Tensor, space: SearchSpace) -> UndoReport:
-        clean = _scaled(torch.tensor([IDENTITY]))[0].double()
-        evidence = float(((scaled - clean) / self.errors).square().mean().sqrt())
-        gray, sigma, solarize = scaled[4:].tolist()
+        Raises:
+            IncompatibleLatentError: the reader was learned with another model, or the latents made by one.
+        """
+        if model.space != self.space:
+            raise IncompatibleLatentError(
+                f"The reader was learned with another model (space {self.space}, this one's is {model.space}); "
+                "learn again: EditReader.fit(model, references)."
+            )
+        scaled = self.ridge(_pooled(as_latent(model, latent)))
+        space = SearchSpace(model.config.actions)
+        return [
+            self._report(row, evidence, space)
+            for row, evidence in zip(scaled, _evidence(scaled, self.errors).tolist(), strict=True)
+        ]
+
+    def _report(self, scaled: Tensor, evidence: float, space: SearchSpace) -> UndoReport:
+        gray, sigma, solarize, blurred = scaled[4:].tolist()
         values = {
             name: min(max(math.exp(float(scaled[c])), float(space.low[c])), float(space.high[c]))
             for c, name in enumerate(("brightness", "contrast", "saturation"))
         }
         photometry = CLEAN
-        if evidence >= 1.0:
+        if evidence > self.cutoff:
             photometry = Photometry(
                 **cast("dict[str, Any]", {name: round(value, 4) for name, value in values.items()}),
                 hue=round(min(max(float(scaled[3]), float(space.low[3])), float(space.high[3])), 4),
                 grayscale=gray > 0.5,
-                blur=round(min(sigma, float(space.high[5])), 4) if sigma > _BLUR else 0.0,
+                blur=round(min(max(sigma, VISIBLE_BLUR), float(space.high[5])), 4) if blurred > 0.5 else 0.0,
                 solarize=solarize > 0.5,
             )
             if photometry.grayscale:
                 photometry = dataclasses.replace(photometry, saturation=1.0, hue=0.0)
-        chances = zip(("grayscale", "blur", "solarize"), (gray, sigma, solarize), strict=True)
+        chances = zip(("grayscale", "blur", "solarize"), (gray, blurred, solarize), strict=True)
         return UndoReport(
             photometry=photometry,
             action=Action.between(photometry, CLEAN),
             evidence=evidence,
+            cutoff=self.cutoff,
             chances={name: round(min(max(value, 0.0), 1.0), 3) for name, value in chances},
             references=self.references,
         )
@@ -173,7 +186,7 @@ class EditReader:
 def undo(
     model: WorldModel,
     image: Images | Latent,
-    references: EditReader | Bank | Latent | Images,
+    references: EditReader | Bank | Latent | Images | None = None,
     *,
     seed: int = 0,
 ) -> tuple[Latent, UndoReport]:
@@ -182,16 +195,23 @@ def undo(
     Args:
         model: a world model that acts.
         image: one image, or its latent.
-        references: untouched photographs, as for `EditReader.fit`; or a fitted reader.
+        references: untouched photographs, as for `EditReader.fit`; or a fitted reader. They have to
+            be passed: one image alone does not say what was done to it.
         seed: of the actions it learns from.
 
     Returns:
         The latent with the edit undone, and the report.
 
     Raises:
-        InvalidDataError: too few references.
+        InvalidDataError: no references, or too few.
         InvalidActionError: more than one image, or a model that knows no actions.
+        IncompatibleLatentError: latents, or a reader, of another model.
     """
+    if references is None:
+        raise InvalidDataError(
+            "undo needs references: pass some hundred untouched photographs, as a list of images, latents or an "
+            "iwm.Bank, or what was learned from them, EditReader.fit(model, references)."
+        )
     latent = as_latent(model, image)
     if len(latent) != 1:
         raise InvalidActionError(f"undo takes one image, not {len(latent)}; fit an EditReader for many.")
@@ -202,19 +222,28 @@ def undo(
     return latent if report.action.is_identity else model.apply_action(latent, report.action), report
 
 
+def _pooled(latents: Latent) -> Tensor:
+    return latents.tokens.float().mean(1).double().cpu()
+
+
+def _moved(model: WorldModel, latents: Latent, params: Tensor) -> Tensor:
+    """Pooled predictions `[M, D]` of photometries `[M, 7]`, the latents taken in turn."""
+    moved = []
+    for start in range(0, len(params), _BATCH):
+        rows = range(start, min(start + _BATCH, len(params)))
+        views = [Photometry.from_params(params[row]) for row in rows]
+        some = latents[[row % len(latents) for row in rows]]
+        moved.append(_pooled(model.apply_action(some, [Action.between(CLEAN, view) for view in views])))
+    return torch.cat(moved)
+
+
 def _scaled(params: Tensor) -> Tensor:
-    """Logarithms of the factors; the rest as it is."""
-    return torch.cat((params[:, :3].clamp_min(0.05).log(), params[:, 3:]), dim=1)
+    """What is read of photometries `[M, 7]`: logarithms of the factors, the rest, and whether a blur shows."""
+    visible = params[:, 5:6] >= VISIBLE_BLUR
+    return torch.cat((params[:, :3].clamp_min(0.05).log(), params[:, 3:], visible), dim=1).double()
 
 
-def _fit(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
-    centre, scale = inputs.mean(0), inputs.std(0).clamp_min(1e-6)
-    x = torch.cat(((inputs - centre) / scale, inputs.new_ones(len(inputs), 1)), dim=1)
-    ridge = penalty * torch.eye(x.shape[1], dtype=x.dtype)
-    ridge[-1, -1] = 0.0
-    return torch.linalg.solve(x.T @ x + ridge, x.T @ targets), centre, scale
-
-
-def _read(fitted: tuple[Tensor, Tensor, Tensor], inputs: Tensor) -> Tensor:
-    weights, centre, scale = fitted
-    return ((inputs - centre) / scale) @ weights[:-1] + weights[-1]
+def _evidence(scaled: Tensor, errors: Tensor) -> Tensor:
+    """How far readings `[M, 8]` are from clean, `[M]`."""
+    clean = _scaled(torch.tensor([IDENTITY]))
+    return ((scaled - clean) / errors).square().mean(1).sqrt()

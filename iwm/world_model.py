@@ -308,7 +308,11 @@ class WorldModel(StoredModel):
         return infer_actions(self, before, after, solver=solver, starts=starts, steps=steps, seed=seed)
 
     def undo(
-        self, image: ImageLike | Latent, references: EditReader | Bank | Latent | Images, *, seed: int = 0
+        self,
+        image: ImageLike | Latent,
+        references: EditReader | Bank | Latent | Images | None = None,
+        *,
+        seed: int = 0,
     ) -> tuple[Latent, UndoReport]:
         """Undo an edit that nobody wrote down; see `iwm.undoing.undo`.
 
@@ -362,7 +366,7 @@ class WorldModel(StoredModel):
         """Write a folder for another runtime; `iwm.load(folder, backend=format)` runs it.
 
         Args:
-            folder: made if it does not exist.
+            folder: made if it does not exist; not one that holds a model.
             format: `openvino`, `onnx`, or `torch`, a model folder.
             precision: `fp32`, `fp16` or `int8`.
             calibration: photographs to measure the ranges of `int8` on.

@@ -71,6 +71,22 @@ def test_a_pair_is_the_same_alone_and_among_others(acting_model):
     assert report.residual == pytest.approx(many[1].residual, rel=1e-3)
 
 
+def test_edits_are_read_inside_inference_mode(acting_model):
+    """Of latents, and by a model, that were made there."""
+    pixels = torch.rand(1, 3, 32, 32)
+    expected = acting_model.infer_action(pixels, 0.7 * pixels, steps=6)[1]
+    with torch.inference_mode():
+        before, after = acting_model.encode(pixels), acting_model.encode(0.7 * pixels)
+        model = WorldModel(acting_model.config)
+        model.load_state_dict(acting_model.state_dict())
+        for report in (
+            acting_model.infer_action(before, after, steps=6)[1],
+            model.infer_action(pixels, 0.7 * pixels, steps=6)[1],
+        ):
+            assert report == expected
+    assert acting_model.infer_action(before, after, steps=6)[1] == expected
+
+
 def test_models_that_only_undo_read_in_that_direction(acting_model):
     config = acting_model.config
     acting_model.config = config.replace(actions=iwm.config.ActionConfig(encoding="pair", symmetric=False))

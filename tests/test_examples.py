@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 import iwm
+from iwm.undoing import EditReader, UndoReport
 from iwm.zoo import find_entry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -90,7 +92,35 @@ def test_explain_edit_repeats_the_edit_in_pixels(photos):
     assert left < 0.5 * first
 
 
-def test_restore_writes_every_photo(photos, tmp_path):
+def test_restore_takes_back_what_was_read(photos, tmp_path, monkeypatch, capsys):
+    """In this process, with a reader that finds the same edit in every photograph."""
+    found = iwm.Photometry(brightness=0.6, grayscale=True)
+    report = UndoReport(
+        photometry=found, action=iwm.Action.between(found, iwm.Photometry()), evidence=3.0, cutoff=1.5,
+        chances={}, references=20,
+    )  # fmt: skip
+    monkeypatch.setattr(EditReader, "fit", lambda model, references: len(references))
+    monkeypatch.setattr(iwm.WorldModel, "undo", lambda model, photo, reader: (None, report))
+    words = [photos, tmp_path / "out", photos / "1.jpg", photos / "gray.jpg"]
+    monkeypatch.setattr(sys, "argv", ["restore.py", *map(str, words)])
+    runpy.run_path(str(EXAMPLES / "restore.py"), run_name="__main__")
+    for name in ("1.jpg", "gray.jpg"):
+        before, after = (
+            np.asarray(Image.open(folder / name).convert("RGB"), float)
+            for folder in (photos, tmp_path / "out")
+        )
+        assert abs(after - np.minimum(before / 0.6, 255)).mean() < 4  # JPEG again.
+    lines = [
+        (
+            f"{name}: brightness x0.60, grayscale, evidence 3.0 (of an edit: above 1.5)",
+            "  not undone: grayscale: the colours are gone",
+        )
+        for name in ("1.jpg", "gray.jpg")
+    ]
+    assert capsys.readouterr().out.splitlines() == [line for pair in lines for line in pair]
+
+
+def test_restore_learns_from_references(photos, tmp_path):
     references = tmp_path / "references"
     references.mkdir()
     for i in range(20):

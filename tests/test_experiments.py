@@ -479,3 +479,19 @@ def test_shared_source_tokens_are_those_of_the_source_alone(tiny_config, conditi
     moved = source + torch.eye(16)[0][:, None]  # One token: all that are predicted see it.
     assert (predictor(moved, actions, grid) - predicted).abs().amax((0, 2)).min() > 1e-3
     assert (predicted[0] - predicted[1]).abs().max() > 1e-2
+
+
+def test_every_reader_is_asked_for_a_sigma(acting_model):
+    """Where an edit is read as unblurred, sigma is that of the best hypothesis with a blur."""
+    pytest.importorskip("sklearn")
+    script = _script("read_edits")
+    before = acting_model.encode(torch.rand(2, 3, 32, 32))
+    after = acting_model.apply_action(before, [iwm.Action(brightness=0.7), iwm.Action(blur=1.5)])
+    plain, blurred = acting_model.infer_actions(before, after, steps=20)
+    assert plain.action.target.blur == 0 < blurred.action.target.blur
+    best = next(h.photometry.blur for h in plain.runner_ups if h.photometry.blur > 0)
+    read = torch.stack([script.numbers(plain), script.numbers(blurred)])
+    assert read[:, 5].tolist() == pytest.approx([-best, blurred.action.target.blur])
+    truth = torch.tensor([iwm.Photometry(blur=v).params for v in (1.5, 1.5)])
+    errors, _ = script.score(read, truth)
+    assert errors["blur"] < 1.5

@@ -15,12 +15,15 @@ import iwm
 from iwm import runtimes
 from iwm.actions import Action
 from iwm.adapter import Adapter
-from iwm.config import AdapterConfig, TaskConfig
+from iwm.config import AdapterConfig, DecoderConfig, TaskConfig
+from iwm.decoder import Decoder
 from iwm.errors import (
     IncompatibleLatentError,
     IncompatibleWeightsError,
     InvalidConfigError,
+    InvalidImageError,
     MissingBackendError,
+    SaveError,
     UnknownModelError,
     WeightsUnavailableError,
 )
@@ -121,10 +124,9 @@ def test_what_takes_a_model_takes_an_export(model, folder):
         exported.infer_action(images[0], images[1])
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnx"])
-def test_tasks_are_exported(tiny_config, tmp_path, backend):
+def with_tasks(make_config):
     """One predictor for two tasks, read by one token; and a probe of the encoder."""
-    model = small(tiny_config)
+    model = small(make_config)
     labels = {"animals": ("cat", "dog", "owl"), "weather": ("sun", "rain")}
     tasks = {
         name: TaskConfig(kind="classification", labels=words, head="linear") for name, words in labels.items()
@@ -138,13 +140,35 @@ def test_tasks_are_exported(tiny_config, tmp_path, backend):
         for weights in adapter.parameters():
             torch.nn.init.normal_(weights, std=0.3)
         model.add_adapter(name, adapter)
-    model.export(tmp_path, backend, "fp32")
+    return model
+
+
+OFF_IN_OPENVINO = pytest.mark.xfail(
+    strict=True, reason="OpenVINO runs the graph that ONNX Runtime runs well, where one token is read, badly"
+)
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "tolerance"),
+    [
+        ("openvino", "fp32", 1e-4),
+        ("openvino", "fp16", 0.02),
+        pytest.param("openvino", "int8", 0.1, marks=OFF_IN_OPENVINO),
+        ("onnx", "fp32", 1e-4),
+        ("onnx", "fp16", 0.002),
+        ("onnx", "int8", 0.1),
+    ],
+)
+def test_tasks_are_exported(tiny_config, tmp_path, backend, precision, tolerance):
+    model = with_tasks(tiny_config)
+    labels = {task: described.labels for task, described in model.config.tasks.items()}
+    model.export(tmp_path, backend, precision)
     exported = iwm.load(tmp_path, backend=backend, task="weather")
     images = torch.rand(3, 3, 32, 32)
     for task in ("animals", "weather", "place"):
-        found, expected = exported.classify(images, task), model.classify(images, task)
-        assert found.labels == expected.labels
-        torch.testing.assert_close(found.probabilities, expected.probabilities, atol=1e-4, rtol=0)
+        # In the order of the classes: two that are about as likely may change places.
+        found, expected = (in_order(m.classify(images, task), labels[task]) for m in (exported, model))
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
     assert exported.classify(images).task == "weather"
     assert exported.labels("animals") == labels["animals"]
     (tmp_path / ("task-place.xml" if backend == "openvino" else "task-place.onnx")).unlink()
@@ -153,6 +177,15 @@ def test_tasks_are_exported(tiny_config, tmp_path, backend):
     for call in (exported.load_decoder, lambda: exported.segment(images)):
         with pytest.raises(InvalidConfigError, match="not exported"):
             call()
+
+
+def in_order(found, labels):
+    """Probabilities `[B, K]`, class by class."""
+    rows = [
+        dict(zip(names, row, strict=True))
+        for names, row in zip(found.labels, found.probabilities.tolist(), strict=True)
+    ]
+    return torch.tensor([[row[label] for label in labels] for row in rows])
 
 
 def test_calibration_on_photographs(model, photos, tmp_path):
@@ -167,6 +200,56 @@ def test_a_torch_export_is_a_model_folder(model, tmp_path, precision, dtype):
     again = iwm.load(tmp_path / "out")
     for name, weights in again.state_dict().items():
         assert torch.equal(weights, model.state_dict()[name].to(dtype).float())
+
+
+def test_a_full_torch_export_keeps_what_heads_and_decoder_know(tiny_config, tmp_path):
+    model = with_tasks(tiny_config)
+    decoder = Decoder(DecoderConfig(space=model.space, width=16, depth=1, heads=2), model.config)
+    model.add_decoder(decoder)
+    model.export(tmp_path, "torch", "fp32")
+    again = iwm.load(tmp_path)
+    again.load_decoder()
+    for name in model.config.adapters:
+        again.load_adapter(name)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for name, weights in again.state_dict().items():
+        assert torch.equal(weights, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnx", "torch"])
+def test_a_model_is_never_written_over(model, tmp_path, backend):
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = iwm.load(tmp_path)
+    with pytest.raises(SaveError, match=r"holds a model \(model\.safetensors\).*export to another folder"):
+        again.export(tmp_path, backend, "fp32")
+    (tmp_path / "model.safetensors").rename(tmp_path / "elsewhere")
+    with pytest.raises(SaveError, match=r"holds a model \(config\.json\)"):
+        again.export(tmp_path, backend, "fp32")
+    (tmp_path / "elsewhere").rename(tmp_path / "model.safetensors")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_export_that_fails_leaves_the_one_before(model, folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(folder("onnx", "fp32"), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "bad.jpg").write_text("not an image")
+    with pytest.raises(InvalidImageError, match=r"bad\.jpg"):
+        model.export(out, "onnx", "int8", calibration=[tmp_path / "bad.jpg"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_folders_that_cannot_be_written(model, tmp_path, monkeypatch):
+    def refuse(*words, **options):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match=r"Cannot write .*file"):
+        model.export(tmp_path / "file", "torch")
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(SaveError, match=r"Cannot write .*out: .*Permission denied"):
+        model.export(tmp_path / "out", "torch")
 
 
 def test_an_export_replaces_another(model, tmp_path):
@@ -205,7 +288,7 @@ def test_folders_that_cannot_be_run(model, folder, tmp_path):
     good = folder("onnx", "fp32")
     with pytest.raises(IncompatibleWeightsError, match='exported for onnx; load it with backend="onnx"'):
         iwm.load(good, backend="openvino")
-    with pytest.raises(IncompatibleWeightsError, match="exported for another runtime; load it with backend="):
+    with pytest.raises(IncompatibleWeightsError, match='exported for onnx; load it with backend="onnx"'):
         iwm.load(good)
     with pytest.raises(UnknownModelError, match=r'"iwm-tiny" is none\. Write one first: iwm\.load'):
         iwm.load("iwm-tiny", backend="onnx")

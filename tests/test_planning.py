@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from iwm.actions import Action, Photometry, stack_actions
+from iwm.actions import Photometry
 from iwm.config import STRENGTHS, ActionConfig
+from iwm.costs import latent_cost
 from iwm.errors import InvalidConfigError
-from iwm.planning import SearchSpace, latent_cost, search
+from iwm.planning import SearchSpace, search
 
 STRONG = ActionConfig(encoding="pair", distribution=STRENGTHS["strong"], symmetric=True)
 WANTED = Photometry(brightness=0.7, contrast=1.3, saturation=0.8, hue=-0.1, blur=1.2, solarize=True)
@@ -94,17 +95,21 @@ def test_gradients_are_finite_differences(acting_model, space, symmetric):
         torch.testing.assert_close((up - down) / 0.02, gradient[..., column].float(), atol=2e-4, rtol=0.03)
 
 
-def test_the_cost_is_the_distance_of_the_prediction(acting_model):
-    model = acting_model
-    before, after = (model.encode(torch.rand(2, 3, 32, 32)) for _ in range(2))
-    actions = [Action(brightness=1.2, blur=1.0), Action(hue=0.1, solarize=True)]
-    params = stack_actions(actions)[:, 1].expand(2, -1, -1)
-    costs = latent_cost(model, before, after)(params)
-    for i in range(2):
-        for j, action in enumerate(actions):
-            moved = model.apply_action(before[i], action)
-            expected = (moved.tokens - after[i].tokens).square().mean()
-            torch.testing.assert_close(costs[i, j], expected, atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize(("solver", "starts"), [("gradient", 20), ("cem", 1)])
+def test_no_more_hypotheses_are_tried_at_a_time_than_asked_for(space, solver, starts):
+    asked = []
+
+    def cost(params):
+        asked.append(params.shape[0] * params.shape[1])
+        return bowl(space)(params)
+
+    few = search(cost, space, 2, solver=solver, starts=starts, steps=4, at_a_time=10)
+    assert max(asked) == 10
+    asked.clear()
+    many = search(cost, space, 2, solver=solver, starts=starts, steps=4, at_a_time=100_000)
+    assert max(asked) >= 320
+    for one, other in zip(few, many, strict=True):
+        assert [h.photometry for h in one] == [h.photometry for h in other]
 
 
 def test_solvers_that_are_not_there(space):

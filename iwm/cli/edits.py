@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,13 +20,19 @@ from iwm.cli.options import (
     warn,
 )
 
+if TYPE_CHECKING:
+    from iwm.latent import Latent
+    from iwm.world_model import WorldModel
+
 _MOST_REFERENCES = 256
 
 
 def explain_command(
     before: Annotated[Path, typer.Argument(help="The photograph as it was.")],
     after: Annotated[Path, typer.Argument(help="The edited one.")],
-    solver: Annotated[str, typer.Option(help="gradient or cem.")] = "gradient",
+    solver: Annotated[
+        str | None, typer.Option(help="gradient, or cem, which is the one for exported models.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the starts.")] = 0,
     model: ModelName = "iwm-tiny",
     device: Device = "cpu",
@@ -37,8 +43,9 @@ def explain_command(
 
     from iwm.planning import Solver
 
-    world_model = load_model(model, device)
-    _, report = world_model.infer_action(before, after, solver=cast("Solver", solver), seed=seed)
+    world_model = load_model(model, device, exported=True)
+    chosen = cast("Solver", solver or ("gradient" if world_model.differentiable else "cem"))
+    _, report = world_model.infer_action(before, after, solver=chosen, seed=seed)
     if as_json:
         print_json({"before": str(before), "after": str(after)} | report.to_dict())
         return
@@ -50,7 +57,10 @@ def explain_command(
 def restore_command(
     image: Annotated[Path, typer.Argument(help="The photograph that somebody edited.")],
     references: Annotated[
-        Path, typer.Option(help="Folder of untouched photographs of many kinds, some hundred.")
+        Path,
+        typer.Option(
+            help="Folder of untouched photographs of many kinds, some hundred; or what iwm encode made of it."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Image file to write.")],
     seed: Annotated[int, typer.Option(min=0, help="Of what is learned from the references.")] = 0,
@@ -68,11 +78,8 @@ def restore_command(
     if out.suffix.lower() not in EXTENSIONS:
         raise typer.BadParameter(f"{out} is no image file; end it in .jpg or .png.", param_hint="--out")
     picture = open_rgb(image)
-    paths = find_images([references])
-    paths = paths[:: -(-len(paths) // _MOST_REFERENCES)]
-    world_model = load_model(model, device)
-    bank = encode_files(world_model, paths)
-    _, report = undo(world_model, picture, bank, seed=seed)
+    world_model = load_model(model, device, exported=True)
+    _, report = undo(world_model, picture, _read_references(references, world_model), seed=seed)
     restored = restore(picture, report.photometry)
     restored.image.save(out)
     if as_json:
@@ -84,3 +91,24 @@ def restore_command(
     for line in restored.lost:
         console.print(f"not undone: {line}")
     console.print(f"Wrote {out}.")
+
+
+def _read_references(place: Path, model: WorldModel) -> Latent:
+    """Latents of untouched photographs: a folder's, or those of a file that `iwm encode` wrote."""
+    from iwm.bank import Bank
+    from iwm.errors import InvalidDataError
+    from iwm.undoing import FEWEST
+
+    if place.suffix == ".safetensors" and not place.is_dir():
+        latents = Bank.load(place).latents
+        latents = latents[:: -(-len(latents) // _MOST_REFERENCES) or 1]
+    else:
+        paths = find_images([place])
+        latents = encode_files(model, paths[:: -(-len(paths) // _MOST_REFERENCES)]).latents
+    if len(latents) < FEWEST:
+        photographs = "photograph" if len(latents) == 1 else "photographs"
+        raise InvalidDataError(
+            f"{place} holds {len(latents)} {photographs}; restoring needs at least {FEWEST} untouched ones, "
+            "better some hundred: --references FOLDER."
+        )
+    return latents

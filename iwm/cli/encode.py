@@ -43,7 +43,7 @@ def encode_command(
         if path.resolve() in seen:
             raise InvalidDataError(f"{path} is given twice.")
         seen.add(path.resolve())
-    world_model = load_model(model, device)
+    world_model = load_model(model, device, exported=True)
     bank = encode_files(world_model, paths, named=images, batch_size=batch_size)
     if half:
         bank = Bank.from_latents(bank.latents, bank.ids, dtype=torch.float16)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -31,14 +31,24 @@ console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 """Standard output, as it is: paths and names may hold brackets and colons."""
 
 
-def load_model(name: str, device: str = "cpu") -> WorldModel:
-    """Load a model for a command, with matrix products in the fastest float32 mode."""
+def load_model(name: str, device: str = "cpu", *, exported: bool = False) -> WorldModel:
+    """Load a model for a command, with matrix products in the fastest float32 mode.
+
+    Args:
+        name: as for `iwm.load`.
+        device: where to put it.
+        exported: whether the command can do with a folder that `iwm export` wrote, too.
+    """
     import torch
 
     from iwm.loading import load
+    from iwm.runtimes import read_about
 
     torch.set_float32_matmul_precision("medium")
-    return load(name, device=device)
+    about = read_about(Path(name)) if exported else None
+    if about is None:
+        return load(name, device=device)
+    return load(name, device=device, backend=cast("Literal['openvino', 'onnx']", about["backend"]))
 
 
 def find_images(paths: list[Path]) -> list[Path]:

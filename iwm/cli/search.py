@@ -124,7 +124,7 @@ def _in_folder(
     if not folder.is_dir():
         raise InvalidDataError(f"No such folder: {folder}")
     paths = find_images([folder])
-    world_model = load_model(model, device)
+    world_model = load_model(model, device, exported=True)
     query = _moved(world_model, image, action)
     bank = encode_files(world_model, paths, batch_size=batch_size)
     return bank.search(query, k), len(bank)

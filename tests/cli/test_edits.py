@@ -1,9 +1,12 @@
 """`iwm explain` and `iwm restore`."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import iwm
+from iwm.actions import CLEAN, Action, Photometry
+from iwm.undoing import UndoReport
 from iwm.world_model import WorldModel
 
 
@@ -40,17 +43,81 @@ def test_explain_of_two_scenes_warns(command, files):
     assert outcome.err.startswith("Warning: no action explains the second image")
 
 
-def test_restore_writes_an_image_and_says_what_it_could_not_do(
-    command, files, photos, edited, tmp_path, symmetric_folder
+@pytest.fixture
+def gray_report(monkeypatch):
+    """Reading that finds the same edit in every image."""
+    found = Photometry(brightness=0.6, grayscale=True)
+    report = UndoReport(
+        photometry=found, action=Action.between(found, CLEAN), evidence=3.0, cutoff=1.5,
+        chances={"grayscale": 0.9, "blur": 0.1, "solarize": 0.0}, references=20,
+    )  # fmt: skip
+    monkeypatch.setattr("iwm.undoing.undo", lambda model, image, references, seed: (None, report))
+    return report
+
+
+@pytest.mark.usefixtures("gray_report")
+def test_restore_takes_back_in_pixels_what_was_read(
+    command, files, edited, references, tmp_path, symmetric_folder
 ):
-    more = tmp_path / "references"
-    more.mkdir()
-    for number in range(20):
-        Image.open(files[number % 12]).rotate(7 * number).save(more / f"{number}.png")
     out = tmp_path / "restored.png"
-    words = ("restore", edited, "--references", more, "--model", symmetric_folder, "--out", out)
+    words = ("restore", edited, "--references", references, "--model", symmetric_folder, "--out", out)
+    said = command(*words)
+    assert said.code == 0
+    assert said.out.splitlines() == [
+        "brightness x0.60, grayscale",
+        "evidence 3.0 (of an edit: above 1.5); grayscale 90%, blur 10%, solarize 0%",
+        "undone in pixels: brightness x0.60",
+        "not undone: grayscale: the colours are gone",
+        f"Wrote {out}.",
+    ]
+    before, restored = (np.asarray(Image.open(path).convert("RGB"), dtype=float) for path in (edited, out))
+    np.testing.assert_allclose(restored, np.minimum(before / 0.6, 255), atol=1)
+    gray = np.asarray(iwm.Action(grayscale=True).apply(Image.open(files[0])), dtype=float)
+    assert abs(restored - gray).mean() < 0.1 * abs(before - gray).mean()
+
+
+def test_restore_reads_references_that_were_encoded(
+    command, files, edited, references, tmp_path, symmetric_folder
+):
+    bank = tmp_path / "latents.safetensors"
+    command("encode", references, "--model", symmetric_folder, "--out", bank)
+    words = ("restore", edited, "--model", symmetric_folder, "--out", tmp_path / "a.png", "--json")
+    by_bank, by_folder = (command(*words, "--references", place).json for place in (bank, references))
+    assert by_bank["evidence"] == pytest.approx(by_folder["evidence"], rel=1e-3)
+    assert by_bank["references"] == 20
+    assert "made by another encoder" in command(*words, "--references", bank, "--model", "iwm-tiny").error
+
+
+def test_explain_runs_an_exported_model(command, files, edited, symmetric_folder, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    WorldModel.from_pretrained(symmetric_folder).export(tmp_path / "served", "onnx", "fp32")
+    words = ("explain", files[0], edited, "--json", "--model")
+    exported = command(*words, tmp_path / "served").json
+    expected = command(*words, symmetric_folder, "--solver", "cem").json
+    assert exported["residual"] == pytest.approx(expected["residual"], rel=0.02)
+    assert 'pass solver="cem"' in command(*words, tmp_path / "served", "--solver", "gradient").error
+    refused = command("eval", "knn", "--train", ".", "--val", ".", "--model", tmp_path / "served").error
+    assert 'was exported for onnx; load it with backend="onnx"' in refused
+
+
+@pytest.fixture
+def references(files, tmp_path):
+    """A folder of twenty photographs."""
+    folder = tmp_path / "references"
+    folder.mkdir()
+    for number in range(20):
+        Image.open(files[number % 12]).rotate(7 * number).save(folder / f"{number}.png")
+    return folder
+
+
+def test_restore_writes_an_image_and_says_what_it_could_not_do(
+    command, edited, references, tmp_path, symmetric_folder
+):
+    out = tmp_path / "restored.png"
+    words = ("restore", edited, "--references", references, "--model", symmetric_folder, "--out", out)
     said = command(*words, "--json").json
-    assert set(said) >= {"out", "undone", "lost", "words", "photometry", "evidence", "chances"}
+    assert set(said) >= {"out", "undone", "lost", "words", "photometry", "evidence", "cutoff", "chances"}
     assert said["references"] == 20
     with Image.open(out) as restored, Image.open(edited) as before:
         assert restored.size == before.size
@@ -59,6 +126,8 @@ def test_restore_writes_an_image_and_says_what_it_could_not_do(
 
 def test_restore_of_what_cannot_be(command, files, photos, tmp_path, symmetric_folder):
     words = ("restore", files[0], "--references", photos, "--model", symmetric_folder, "--out")
-    assert "12 references; undoing needs at least 16" in command(*words, tmp_path / "a.png").error
+    few = command(*words, tmp_path / "a.png").error
+    assert f"{photos} holds 12 photographs; restoring needs at least 16 untouched ones" in few
+    assert "--references FOLDER" in few
     assert "end it in .jpg or .png" in command(*words, tmp_path / "a.txt").words
     assert "is a folder; name a file" in command(*words, tmp_path).error

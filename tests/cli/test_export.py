@@ -31,3 +31,10 @@ def test_words_that_are_no_format(command, model_folder, tmp_path):
     words = ("export", "--model", model_folder, "--out", tmp_path / "out")
     assert 'Did you mean "openvino"' in command(*words, "--format", "openvin").error
     assert 'Did you mean "fp16"' in command(*words, "--precision", "fp61").error
+
+
+def test_a_run_is_not_exported_into_itself(command, model_folder):
+    before = sorted(path.name for path in model_folder.iterdir())
+    outcome = command("export", "--model", model_folder, "--out", model_folder, "--format", "torch")
+    assert "holds a model (model.safetensors)" in outcome.error
+    assert sorted(path.name for path in model_folder.iterdir()) == before
