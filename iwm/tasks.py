@@ -83,7 +83,8 @@ def find_task(
         return known[0]
     if known:
         raise UnknownTaskError(
-            f'"{config.name}" has several tasks: {", ".join(known)}. Choose one: task="{known[0]}".'
+            f'"{config.name}" has several tasks: {", ".join(known)}. Choose one: task="{known[0]}", or --task '
+            f"{known[0]} of a command."
         )
     others = [f"{name} (model.{_CALLS[t.kind]})" for name, t in config.tasks.items()]
     raise UnknownTaskError(

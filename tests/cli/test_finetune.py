@@ -274,6 +274,6 @@ def test_measuring_refuses_other_tasks_and_labels(finetuned, command, labelled, 
         "has no task of segmentation" in command("eval", "segment", "--model", folder, "--data", masked).error
     )
     assert (
-        "train one with `iwm finetune`"
+        "has several tasks: imagenette, caltech101, clothing. Choose one"
         in command("eval", "finetune", "--model", "iwm-tiny", "--data", labelled).error
     )

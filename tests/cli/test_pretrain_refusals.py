@@ -117,8 +117,8 @@ def test_a_dry_run_refuses_a_folder_of_another_run(command, words):
     for dry in ([], ["--dry-run"]):
         error = command(*words, *changes, *dry).error
         for difference in (
-            "batch_size was 4, now 2", "clean was 0.0, now 0.1", "masks.unmasked was 0.2, now 0.5",
-            "model.predictor.depth was 1, now 2", "optim.clip was 3.0, now 0.0", "optim.lr was 0.001, now 0.0001",
+            "batch_size was 4, now 2", "clean was 0.3, now 0.1", "masks.unmasked was 0.2, now 0.5",
+            "model.predictor.depth was 1, now 2", "optim.clip was 3.0, now 0.0", "optim.lr was 0.0014, now 0.0001",
             "precision was 'float32', now 'bf16'", "seed was 0, now 5",
         ):  # fmt: skip
             assert difference in error
