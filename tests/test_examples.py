@@ -164,7 +164,9 @@ def test_finetuning_on_own_photos_gives_a_model_that_classifies_them(tmp_path):
     ]
 
 
-def test_classifying_needs_a_task(photos):
-    done = _run("classify.py", "iwm-tiny", photos / "0.jpg")
+def test_classifying_needs_a_task(photos, tiny_config, tmp_path):
+    torch.manual_seed(0)
+    iwm.WorldModel(tiny_config()).save_pretrained(tmp_path / "model")
+    done = _run("classify.py", tmp_path / "model", photos / "0.jpg")
     assert done.returncode == 2
     assert "no classification task" in done.stderr

@@ -127,7 +127,11 @@ def test_a_folder_without_a_student(folder):
             InvalidConfigError,
             r'^Cannot use device "cuda:99"; try "cpu" or "auto"\. \(.+[^.]\.\)$',
         ),
-        ({"task": "in1k"}, UnknownTaskError, '"iwm-tiny" has no task "in1k".* Leave task out'),
+        (
+            {"task": "in1k"},
+            UnknownTaskError,
+            '"iwm-tiny" has no task "in1k". Choose from: caltech101, clothing, imagenette',
+        ),
         ({"revision": "main"}, UnknownModelError, '"iwm-tiny" is not on the Hub.* leave revision out'),
     ],
 )

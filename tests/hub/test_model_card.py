@@ -282,11 +282,15 @@ def test_the_card_of_the_embedded_model():
     data = ModelCard(text).data
     assert (data.license, data.license_name) == ("other", "research-only-trained-on-imagenet-photographs")
     assert data.datasets == ["imagenette", "caltech101", "clothing", "photos"]
-    assert {result.metric_name: result.metric_value for result in data.eval_results} == {
-        name: round(metric["overall"]["mrr"] if "overall" in metric else metric["accuracy"], 4)
+    expected = {
+        ("imagenette", name): round(
+            metric["overall"]["mrr"] if "overall" in metric else metric["accuracy"], 4
+        )
         for name, metric in config.metrics.items()
     }
-    assert {result.dataset_name for result in data.eval_results} == {"imagenette"}
+    for name, adapter in config.adapters.items():
+        expected |= {(task, f"{name} {task}"): m["accuracy"] for task, m in adapter.metrics.items()}
+    assert {(r.dataset_name, r.metric_name): r.metric_value for r in data.eval_results} == expected
     told = check_rows(text)
     assert told["parameters"] == "8,406,848"
     assert told["licence of the weights"] == "research only (trained on ImageNet photographs)"
