@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import filecmp
+import json
 import os
 import re
 import shlex
@@ -161,6 +162,7 @@ def install(model: Path, folder: Path, tasks: Path | None = None, decoder: Path 
     text = config.to_json()
     for run in {model, *files.values()}:
         text = re.sub(f'--model {re.escape(shlex.quote(str(run)))}(?=[ "])', f"--model {folder.name}", text)
+        text = text.replace(f'"model": {json.dumps(str(run))}', f'"model": "{folder.name}"')
     write_text(folder / CONFIG_FILE, text)
     for file in folder.glob("*.safetensors"):
         if file.name not in files:
