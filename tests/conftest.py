@@ -67,8 +67,11 @@ def acting_model(tiny_config):
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed() -> Iterator[None]:
+    """The same draws for every test; a command that a test runs in this process leaves its precision."""
     torch.manual_seed(0)
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session")

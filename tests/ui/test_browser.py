@@ -146,11 +146,12 @@ def test_a_slider_changes_what_is_retrieved(visit, folder):
         "#iwm-acted", re.compile(r"Asked for brightness x1\.40\. The view asked for comes first of 256\.")
     )
     after = here.pictures("#iwm-acted")
-    assert len(before) == len(after) == 2 + 6
+    assert len(before) == len(after) == 3 + 6
     assert before[0] == after[0]  # The photograph.
     assert before[1] != after[1]  # The true pixels.
-    assert before[2] != after[2]  # The nearest view.
-    assert after[1] == after[2]  # It is the one that was asked for.
+    assert before[2] != after[2]  # What is imagined.
+    assert before[3] != after[3]  # The nearest view.
+    assert after[1] == after[3]  # It is the one that was asked for.
     here.screenshot("act")
     here.page.get_by_label("Grayscale").first.check()
     here.says("#iwm-acted", re.compile("Asked for brightness x1.40, grayscale"))
@@ -223,12 +224,12 @@ def test_a_grid_sweeps_one_parameter(visit, folder):
     here.tab("Grid")
     assert here.page.locator("#iwm-grid tbody tr").count() == 5
     before = here.pictures("#iwm-grid")
-    assert len(before) == 5 * 4
+    assert len(before) == 5 * 5
     here.page.get_by_label("Hue (turns)").last.check()
     here.says("#iwm-grid", "Hue (turns): from one end")
     assert here.page.locator("#iwm-grid th[scope=row]").first.inner_text().startswith("-0.20")
     after = here.pictures("#iwm-grid")
-    assert len(set(after[::4])) == 5
+    assert len(set(after[::5])) == 5
     assert before != after
     here.screenshot("grid")
 
