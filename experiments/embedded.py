@@ -77,12 +77,16 @@ def main() -> None:
 
 
 def train(name: str, run: Path) -> None:
-    """By the recipe; a finished run is only exported again, with the scores it has."""
-    known = read_config(run).metrics if (run / CONFIG_FILE).is_file() else {}
+    """By the recipe; a finished run is only exported again, with its scores and where it was trained."""
+    before = read_config(run) if (run / CONFIG_FILE).is_file() else None
     folders = [word for folder in DATA for word in ("--data", folder)]
     call("pretrain", "--recipe", name, *folders, "--out", str(run), "--model.license", LICENSE)
     exported = read_config(run)
-    write_text(run / CONFIG_FILE, exported.replace(metrics=exported.metrics | known).to_json())
+    if before:
+        exported = exported.replace(metrics=exported.metrics | before.metrics)
+        if before.provenance["steps"] == exported.provenance["steps"]:
+            exported = exported.replace(provenance=before.provenance)
+        write_text(run / CONFIG_FILE, exported.to_json())
 
 
 def measure(run: Path) -> None:

@@ -50,6 +50,8 @@ def scores(metrics: Json) -> dict[str, tuple[str, float]]:
         else:
             kind = "miou" if "miou" in metric else "accuracy"
             value = metric.get(kind)
+        if isinstance(metric.get("predicted"), dict):  # A decoder's: how well predictions are seen.
+            kind, value = "ssim", metric["predicted"].get("ssim")
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
             found[name] = (kind, float(value))
     return found

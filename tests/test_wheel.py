@@ -42,7 +42,7 @@ def test_wheel_is_small_and_holds_what_it_should(wheel):
         f"iwm/weights/iwm-tiny/{n}"
         for n in (
             "model.safetensors", "config.json", "README.md", "LICENSE",
-            "task-imagenette-caltech101-clothing.safetensors",
+            "task-imagenette-caltech101-clothing.safetensors", "decoder.safetensors",
         )
     }  # fmt: skip
     assert weights | {"iwm/py.typed", "iwm/ui/page.css"} <= names
