@@ -3,7 +3,8 @@
 The encoder, the world model and every classification task become one graph each, of any batch
 size, at the model's input size. `iwm.load(folder, backend=...)` gives the same calls (`iwm.runtimes`). Precisions: `fp32`;
 `fp16`, weights stored in half precision; `int8`, linear layers whose weights (a scale a channel)
-and inputs (a fixed range) are whole numbers. The ranges are measured on photographs.
+and inputs (a fixed range) are whole numbers. The ranges are measured on photographs. In OpenVINO, which runs
+such graphs wrongly where a head reads one predicted token, these heads stay in half precision.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ class _Part:
     module: nn.Module
     inputs: tuple[Tensor, ...]
     names: tuple[str, ...]
+
+    @property
+    def reads_token(self) -> bool:
+        """Whether it is a head on one predicted token."""
+        return isinstance(self.module, _Classify) and self.module.adapter.config.output == "token"
 
 
 class _Encode(nn.Module):
@@ -118,7 +124,10 @@ def export(
         for name, part in parts.items():
             # Heads read what the encoder gives.
             of_part = rows.get(name) or [row[:1] for row in rows.get("world_model", [])]
-            _write_part(part, temporary / name, format, precision, of_part)
+            stored = (
+                "fp16" if format == "openvino" and precision == "int8" and part.reads_token else precision
+            )
+            _write_part(part, temporary / name, format, stored, of_part)
         about = {
             "format": EXPORT_FORMAT,
             "backend": format,

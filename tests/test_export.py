@@ -143,17 +143,12 @@ def with_tasks(make_config):
     return model
 
 
-OFF_IN_OPENVINO = pytest.mark.xfail(
-    strict=True, reason="OpenVINO runs the graph that ONNX Runtime runs well, where one token is read, badly"
-)
-
-
 @pytest.mark.parametrize(
     ("backend", "precision", "tolerance"),
     [
         ("openvino", "fp32", 1e-4),
         ("openvino", "fp16", 0.02),
-        pytest.param("openvino", "int8", 0.1, marks=OFF_IN_OPENVINO),
+        ("openvino", "int8", 0.1),
         ("onnx", "fp32", 1e-4),
         ("onnx", "fp16", 0.002),
         ("onnx", "int8", 0.1),
