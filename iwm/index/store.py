@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -259,9 +260,7 @@ class Store:
             files = stats["fragment_stats"]
             scattered = files["num_fragments"] > FRAGMENTS and files["lengths"]["p50"] < FEW_ROWS
             if scattered or self._wasted(stats) > WASTE:
-                # What a search still reads goes too: it starts again. What a killed process left goes
-                # only where the lock tells that nobody is writing it now.
-                self._table.optimize(cleanup_older_than=_AT_ONCE, delete_unverified=self._folder is not None)
+                self._optimize()
             rows = self._table.count_rows()
             # Rows that came after it was made are compared one by one until there are enough of them.
             if rows > ANN_ROWS and rows - self._indexed_rows() > max(ANN_ROWS, rows // 20):
@@ -271,6 +270,19 @@ class Store:
                     distance_type="l2", num_partitions=max(rows // PARTITION_ROWS, 1), num_bits=SKETCH_BITS
                 )
                 self._table.create_index("sketch", config=settings)
+
+    def _optimize(self) -> None:
+        """Merge files and remove superseded ones, with what a search still reads: it starts again.
+
+        What a killed process left goes only where the lock tells that nobody is writing it now.
+        """
+        for _ in range(3):
+            time.sleep(
+                0.02
+            )  # A version that was committed just now is too young to go, and LanceDB misses some.
+            self._table.optimize(cleanup_older_than=_AT_ONCE, delete_unverified=self._folder is not None)
+            if self._wasted(self._table.stats()) <= WASTE:
+                return
 
     def _wasted(self, stats: dict[str, Any]) -> float:
         """Share of the bytes of rows that are deleted or superseded; in an object store, deleted."""
