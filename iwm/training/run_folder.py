@@ -22,11 +22,14 @@ _START_AGAIN = "Start again with another --out; the model exported there so far 
 
 FREE_FIELDS = frozenset(
     {
-        "steps", "device", "accumulate", "compile", "activation_checkpointing", "log_every",
+        "steps", "optim.stretch", "device", "accumulate", "compile", "activation_checkpointing", "log_every",
         "checkpoint_every", "monitor_every", "tensorboard", "wandb", "data.workers", "data.on_unreadable",
     }
 )  # fmt: skip
 """Fields that may differ between a run and its continuation."""
+
+LENGTH_FIELDS = frozenset({"steps", "optim.stretch"})
+"""Those of them that change where a run ends, so that they take `resume`."""
 
 
 class RunFolder:
@@ -35,7 +38,8 @@ class RunFolder:
     Args:
         path: created when missing.
         config: of the run that is about to start.
-        resume: there must be a run to continue, and it may be given other steps than before.
+        resume: there must be a run to continue, and it may be given other steps than before, and
+            another end of its schedule (`optim.stretch`).
             Without it, the same settings continue a run as well: the same command goes on.
 
     Raises:
@@ -53,7 +57,7 @@ class RunFolder:
         if resume and not self.has_state and not begun:
             raise InvalidDataError(f"{path} holds no run to resume; leave --resume out to start one.")
         if self.has_state:
-            self._check_same(config, FREE_FIELDS if resume else FREE_FIELDS - {"steps"})
+            self._check_same(config, FREE_FIELDS if resume else FREE_FIELDS - LENGTH_FIELDS)
 
     @property
     def has_state(self) -> bool:
@@ -78,7 +82,7 @@ class RunFolder:
             listed = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
             raise InvalidConfigError(
                 f"{self.path} holds a run with other settings: {listed}. Use the old ones, or another --out"
-                f"{', or --resume to change the steps' if changed == ['steps'] else ''}."
+                f"{', or --resume to change where it ends' if LENGTH_FIELDS.issuperset(changed) else ''}."
             )
 
     def log(self, record: dict[str, Any]) -> None:

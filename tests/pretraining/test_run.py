@@ -165,7 +165,7 @@ def test_a_finished_run_stays_as_it_is_and_other_steps_need_resume(config, whole
     assert pretrain(config, [photos], whole)
     assert (whole / "model.safetensors").read_bytes() == weights
     with pytest.raises(
-        InvalidConfigError, match=r"steps was 10, now 20\. .* or --resume to change the steps"
+        InvalidConfigError, match=r"steps was 10, now 20\. .* or --resume to change where it ends"
     ):
         pretrain(config.replace(steps=20), [photos], whole)
     assert (whole / "model.safetensors").read_bytes() == weights

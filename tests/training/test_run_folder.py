@@ -41,9 +41,11 @@ def test_a_used_folder_goes_on_with_the_same_settings_alone(used):
     with pytest.raises(InvalidConfigError, match=r"holds a run with other settings: seed was 0, now 1"):
         RunFolder(used, RunConfig(seed=1), resume=False)
     with pytest.raises(
-        InvalidConfigError, match=r"steps was 1000, now 7\. .* or --resume to change the steps"
+        InvalidConfigError, match=r"steps was 1000, now 7\. .* or --resume to change where it ends"
     ):
         RunFolder(used, RunConfig(steps=7), resume=False)
+    with pytest.raises(InvalidConfigError, match=r"stretch was 1\.25, now 1\.0\. .* or --resume to change"):
+        RunFolder(used, RunConfig(optim=OptimConfig(stretch=1.0)), resume=False)
     assert (used / "run.json").read_bytes() == before
 
 
@@ -81,13 +83,15 @@ def test_resume_with_other_settings_names_every_change(used):
 def test_free_fields_may_change_on_resume(used):
     config = RunConfig(
         steps=2000, device="cpu", accumulate=2, log_every=7, checkpoint_every=9, monitor_every=3, tensorboard=True,
-        wandb="project", compile=True, activation_checkpointing=True, data=DataConfig(workers=0, on_unreadable="fail"),
+        wandb="project", compile=True, activation_checkpointing=True,
+        optim=OptimConfig(stretch=1.0), data=DataConfig(workers=0, on_unreadable="fail"),
     )  # fmt: skip
     defaults = RunConfig()
     changed = {
         f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(defaults, f.name)
     }
-    assert changed - {"data"} | {"data.workers", "data.on_unreadable"} == FREE_FIELDS
+    nested = {"data.workers", "data.on_unreadable", "optim.stretch"}
+    assert changed - {"data", "optim"} | nested == FREE_FIELDS
     run = RunFolder(used, config, resume=True)
     assert json.loads((run.path / "run.json").read_text())["steps"] == RunConfig().steps
     run.start(config, 5)
