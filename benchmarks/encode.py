@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/encode.py --rounds 7
     python benchmarks/encode.py --rounds 1 --photos imagenette/val --train imagenette/train \
-        --val imagenette/val --calibration photos
+        --val imagenette/val --task imagenette --calibration photos
 
 Backends take turns within each round; ratios are of the same round, to torch float32. With
 --photos every backend's apply-MRR is measured, with --train and --val its 20-nearest-neighbour
-accuracy. Needs pip install "iwm[openvino,onnx]". With --cpu-time the processor's time is taken,
-which other programs on the machine disturb less.
+accuracy, with --task and --val the accuracy of that task's head. Needs pip install
+"iwm[openvino,onnx]". With --cpu-time the processor's time is taken, which other programs on the
+machine disturb less.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 import iwm
 from iwm.evaluation import knn, mrr
+from iwm.evaluation.labelled import read_class_folder
 from iwm.export import Format, Precision
 from iwm.images import list_images
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--bank-size", type=int, default=64)
     parser.add_argument("--train", type=Path, help="measure 20-NN accuracy: folder of classes")
     parser.add_argument("--val", type=Path)
+    parser.add_argument("--task", help="measure the accuracy of this task's classification on --val")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = iwm.load(options.model)
@@ -115,7 +118,7 @@ def times(
 
 
 def scores(models: dict[str, iwm.WorldModel], options: argparse.Namespace) -> None:
-    """A table: lowest cosine to float32 over photographs and actions, apply-MRR, 20-NN accuracy."""
+    """A table: lowest cosine to float32 over photographs and actions, and what scores are kept."""
     base = models["torch float32"]
     if options.photos:
         everything = list_images(options.photos)
@@ -125,16 +128,22 @@ def scores(models: dict[str, iwm.WorldModel], options: argparse.Namespace) -> No
         pixels = F.interpolate(torch.rand(16, 3, 8, 8), size=base.preprocess.size, mode="bicubic").clamp(0, 1)
     latent, actions = base.encode(pixels), iwm.Action.sample(len(pixels), seed=2)
     moved = base.apply_action(latent, actions)
-    print(f"\n{'':22}{'cos encode':>12}{'cos act':>10}{'apply-MRR':>11}{'20-NN':>8}")
+    known = read_class_folder(options.val) if options.task and options.val else None
+    print(f"\n{'':22}{'cos encode':>12}{'cos act':>10}{'apply-MRR':>11}{'20-NN':>8}{'task':>8}")
     for name, model in models.items():
         cells = [
             f"{lowest_cosine(model.encode(pixels), latent):12.5f}",
             f"{lowest_cosine(model.apply_action(latent, actions), moved):10.5f}",
         ]
-        if options.photos:
-            cells.append(f"{mrr(model, photos, bank_size=options.bank_size).mrr:11.3f}")
-        if options.train and options.val:
-            cells.append(f"{knn(model, options.train, options.val).accuracy:8.1%}")
+        cells.append(
+            f"{mrr(model, photos, bank_size=options.bank_size).mrr:11.3f}" if options.photos else " " * 11
+        )
+        accurate = options.train and options.val
+        cells.append(f"{knn(model, options.train, options.val).accuracy:8.1%}" if accurate else " " * 8)
+        if known:
+            answers = model.classify(known.images, task=options.task, topk=1).labels
+            right = [answer[0] == label for answer, label in zip(answers, known.labels, strict=True)]
+            cells.append(f"{statistics.mean(right):8.1%}")
         print(f"{name:22}{''.join(cells)}", flush=True)
 
 
