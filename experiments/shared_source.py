@@ -9,7 +9,8 @@ own. In the `append` layout source tokens attend to source tokens, mask tokens t
 the action moves the mask tokens alone (source tokens get the modulation of a condition of zeros).
 So all activations of source tokens are a function of the source, and their keys and values could
 be computed once for all actions. This script shows what that costs in MRR; it computes them each
-time. Models that it trains are of no use to the library, whose attention is another.
+time. Models that it trains are of no use to the library, whose attention is another. It needs a timm
+whose blocks take an `attn_mask`.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_inference_loads_inference_alone(fresh, stage):
     rooms = {module.split(".")[1] for module in fresh[stage] if module.startswith("iwm.")}
     assert rooms.isdisjoint(ROOMS_BEYOND_INFERENCE)
     assert tops(fresh[stage]).isdisjoint(
-        {"matplotlib", "skimage", "typer", "rich", "pooch", "lancedb", "pyarrow", "ray", "gradio", "uvicorn"}
+        {"matplotlib", "skimage", "typer", "pooch", "lancedb", "pyarrow", "ray", "gradio", "uvicorn"}
     )
     assert tops(fresh[stage]).isdisjoint({"openvino", "onnx", "onnxruntime", "onnxscript", "sklearn"})
 

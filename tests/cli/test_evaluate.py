@@ -270,7 +270,7 @@ def test_a_zoo_name_is_recorded_into_its_own_folder(command, monkeypatch, photos
 def test_a_negative_seed_is_a_usage_error(command, photos):
     shown = command("eval", "mrr", "--data", photos, "--seed", -1)
     assert (shown.code, shown.out) == (2, "")
-    assert "Invalid value for '--seed': " in shown.words
+    assert "Invalid value for '--seed'" in shown.words
 
 
 @pytest.mark.parametrize(

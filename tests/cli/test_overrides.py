@@ -186,11 +186,11 @@ def test_a_run_that_cannot_start_writes_nothing(command, pretrain_words, photos,
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
-    [("--steps", 0, "greater than or equal to 1"), ("--batch-size", "many", "valid integer"), ("--seed", -1, "0")],
+    [("--steps", 0, "(equal to |x>=)1"), ("--batch-size", "many", "valid integer"), ("--seed", -1, "0")],
 )  # fmt: skip
 def test_plain_options_are_checked_too(command, photos, tmp_path, option, value, message):
     words = ["pretrain", "--recipe", "iwm-tiny", "--data", photos, "--out", tmp_path / "run"]
     shown = command(*words, option, value)
     assert shown.code == 2
     assert f"Invalid value for '{option}'" in shown.words
-    assert message in shown.words
+    assert re.search(message, shown.words)
