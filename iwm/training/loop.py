@@ -122,15 +122,24 @@ def train(
         TrainingError: the loss or its gradient is not finite; the last checkpoint is still good.
         SaveError: something cannot be written; the last checkpoint is still good.
         InvalidConfigError: the state in the folder belongs to other images, or is further on, or
-            the batch cannot be shared evenly, or a package is missing.
+            the batch cannot be shared evenly, or a package is missing, or another process trains
+            into the folder.
     """
     world = world or World(resolve_device(config.device))
     config.rows(world.size)
     require_packages(config)
-    trainer = _Trainer(task, source, config, run, export, world)
-    if trainer.done == config.steps or task.finished:
-        trainer.export_model()  # The last export may have been cut off.
-        return True
+    with run.alone() if world.is_main else nullcontext():
+        trainer = _Trainer(task, source, config, run, export, world)
+        if trainer.done == config.steps or task.finished:
+            trainer.export_model()  # The last export may have been cut off.
+            return True
+        return _train(trainer)
+
+
+def _train(trainer: _Trainer) -> bool:
+    """From the step that is reached to the last, or to an interruption; whether all is done."""
+    task, source, config = trainer.task, trainer.source, trainer.config
+    run, world = trainer.run, trainer.world
     loader = source.batches(trainer.done, world, trainer.source_state)
     waits, last, due = Waits(), False, False
     trackers = make_trackers(config, run.path, trainer.done) if world.is_main else []

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from iwm.checkpoint import CONFIG_FILE
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
@@ -17,6 +20,7 @@ from iwm.training.config import RunConfig
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
+LOCK_FILE = ".lock"
 
 _START_AGAIN = "Start again with another --out; the model exported there so far still loads."
 
@@ -63,6 +67,29 @@ class RunFolder:
     def has_state(self) -> bool:
         """Whether there is a checkpoint to continue from."""
         return has_state(self.path)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the right to train into this folder; it ends with the block, or with the process.
+
+        Raises:
+            InvalidConfigError: another process holds it.
+            SaveError: the folder cannot be written.
+        """
+        lock = FileLock(self.path / LOCK_FILE, timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise InvalidConfigError(
+                f"Another process is training into {self.path}: wait for it, or use another --out."
+            ) from error
+        except OSError as error:
+            raise SaveError(f"Cannot write {self.path}: {error}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def start(self, config: RunConfig, step: int) -> None:
         """Write the configuration; drop unfinished files, and metrics that come again from `step` on."""

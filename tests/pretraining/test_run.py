@@ -21,7 +21,9 @@ from iwm.training.config import DataConfig
 from iwm.training.loop import TrainingError
 
 TIMING = {"images_per_second", "data_wait", "memory_mb"}
-FILES = ["config.json", "metrics.jsonl", "model.safetensors", "run.json", "state.pt", "student.safetensors"]
+FILES = [
+    ".lock", "config.json", "metrics.jsonl", "model.safetensors", "run.json", "state.pt", "student.safetensors",
+]  # fmt: skip
 
 # Trains like `iwm pretrain`, and sends a signal to its whole process group during one step.
 CHILD = """

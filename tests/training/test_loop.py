@@ -47,6 +47,16 @@ def test_a_run_is_the_plain_loop(start, paths):
     assert not torch.equal(task.layer.bias, torch.zeros(2))
 
 
+def test_nothing_is_trained_into_a_folder_that_another_trains_into(start, tmp_path):
+    task = LinearTask()
+    with RunFolder(tmp_path / "run", loop_config(), resume=False).alone():
+        with pytest.raises(InvalidConfigError, match="Another process is training into"):
+            start(task)
+        assert task.seen == []
+        assert not (tmp_path / "run" / "run.json").exists()
+    assert start(task)[0]
+
+
 def test_clip_bounds_the_update_and_logs_the_norm_before_it(start, monkeypatch):
     norms = []
     step = torch.optim.AdamW.step

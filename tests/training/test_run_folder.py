@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -171,6 +172,41 @@ def test_what_a_killed_process_left_of_a_checkpoint_is_removed(used):
     run.start(RunConfig(), 5)
     assert sorted(path.name for path in used.iterdir()) == [".mine.tmp", "run.json", "state.pt"]
     assert run.load_state()["step"] == 5
+
+
+# Holds the right to train into a folder until it is killed.
+HOLDER = """
+import sys
+from pathlib import Path
+from iwm.training.config import RunConfig
+from iwm.training.run_folder import RunFolder
+
+with RunFolder(Path(sys.argv[1]), RunConfig(), resume=False).alone():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A folder that another process trains into, and that process."""
+    words = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "held\n"
+        yield tmp_path / "run", child
+        child.kill()
+
+
+def test_two_processes_do_not_train_into_one_folder(held):
+    folder, child = held
+    run = RunFolder(folder, RunConfig(), resume=False)
+    message = f"Another process is training into {folder}: wait for it, or use another --out."
+    with pytest.raises(InvalidConfigError, match=re.escape(message)), run.alone():
+        raise AssertionError("It was let in.")
+    child.kill()  # Nobody has to tidy up after it.
+    child.wait()
+    with run.alone():
+        run.start(RunConfig(), 0)
 
 
 def test_metrics_after_the_resume_point_are_forgotten(used):

@@ -115,7 +115,12 @@ def test_weights_and_biases_that_does_not_start_says_what_to_do(tmp_path, monkey
 def test_without_it_nothing_is_written(tmp_path):
     assert make_trackers(RunConfig(), tmp_path) == []
     _train(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "run.json", "state.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
+        "metrics.jsonl",
+        "run.json",
+        "state.pt",
+    ]
 
 
 def test_only_the_first_process_tracks(tmp_path, monkeypatch):
