@@ -35,6 +35,7 @@ from iwm.pretraining.task import PretrainTask
 from iwm.training.execution import prefer_plain_attention
 
 BASE = {
+    "optim.stretch": "1.25",
     "model.encoder.image_size": "64",
     "model.preprocess.size": "64",
     "model.preprocess.resize": "64",
