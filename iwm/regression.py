@@ -1,4 +1,4 @@
-"""Ridge regression, and what it would have read from rows that it was not fitted to."""
+"""Ridge regression, what it would have read from rows that it was not fitted to, and which of two kinds these are."""
 
 from __future__ import annotations
 
@@ -55,3 +55,47 @@ def cross_validate(
             row[out] = ridge(inputs[out])
     best = int((read - targets).square().sum(dim=(1, 2)).argmin())
     return penalties[best], read[best]
+
+
+@dataclass(frozen=True, eq=False)
+class Normal:
+    """A normal distribution.
+
+    Attributes:
+        mean: `[K]`.
+        covariance: `[K, K]`.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def fit(cls, rows: Tensor) -> Normal:
+        """That of rows `[M, K]`, a few of which are enough: covariances count less the fewer there are."""
+        count, width = rows.shape
+        covariance = torch.cov(rows.T)
+        variances = covariance.diagonal().clamp_min(1e-12).diag()
+        return cls(rows.mean(0), (count * covariance + width * variances) / (count + width))
+
+    def log_density(self, rows: Tensor) -> Tensor:
+        """`[M]`, but for the constant."""
+        away = rows - self.mean
+        squared = (torch.linalg.solve(self.covariance, away.T).T * away).sum(1)
+        density: Tensor = -0.5 * (squared + torch.logdet(self.covariance))
+        return density
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """How much likelier a row is as one of the second kind than as one of the first.
+
+    Attributes:
+        first, second: distributions of the two.
+    """
+
+    first: Normal
+    second: Normal
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Log-likelihood ratios `[M]` of rows `[M, K]`."""
+        return self.second.log_density(rows) - self.first.log_density(rows)

@@ -3,8 +3,9 @@
 One image alone does not say what was done to it; many untouched photographs say what images look
 like. Their latents are moved by the world model with actions drawn from its training distribution,
 the prior over edits, and a ridge regression from the pooled latent to the photometry is fitted to
-what comes out: the references and the world model teach it, no pixel is transformed. What it reads
-from an image is undone in latent space [arXiv 2403.00504, section 4.3]. Scoring every candidate by
+what comes out: the references and the world model teach it, no pixel is transformed. Whether an image
+was edited at all is told by which readings are likelier of untouched references and which of moved
+ones (two normal distributions). What is read from an edited image is undone in latent space [arXiv 2403.00504, section 4.3]. Scoring every candidate by
 how near its undoing comes to the references was tried first and picks worse actions.
 """
 
@@ -26,14 +27,15 @@ from iwm.images import Images
 from iwm.latent import Latent
 from iwm.photometry import IDENTITY
 from iwm.planning import VISIBLE_BLUR, SearchSpace
-from iwm.regression import Ridge, cross_validate, fit_ridges
+from iwm.regression import Evidence, Normal, Ridge, cross_validate, fit_ridges
 
 if TYPE_CHECKING:
     from iwm.world_model import WorldModel
 
 FEWEST = 16
 """References below which nothing can be learned; hundreds are better."""
-_PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+_PENALTIES = (0.15, 0.5, 1.5)
+"""For each row. Below these a ridge learns the world model's own traces, which real edits do not have."""
 _FOLDS = 4
 _CALLED_CLEAN = 0.95
 """Of untouched photographs, how many are to be called that."""
@@ -47,8 +49,8 @@ class UndoReport:
     Attributes:
         photometry: the edit; clean where the evidence is not above the cutoff.
         action: the one that undoes it.
-        evidence: how far the reading is from clean, in its own standard errors (root mean
-            square over what is read).
+        evidence: how much likelier the reading is of an edited photograph than of an untouched one, as
+            a log-likelihood ratio.
         cutoff: what the evidence of 95 % of the references, untouched as they are, stays within.
         chances: of grayscale, blur and solarize, 0 to 1, as read.
         references: how many photographs it was learned from.
@@ -83,14 +85,17 @@ class EditReader:
 
     Attributes:
         ridge: from pooled latents to the scaled parameters, and whether a blur can be seen, `[8]`.
-        errors: `[8]` standard errors of these, on references not fitted to.
+        detector: the same from their spread over the grid too, which sees more edits and reads them worse.
+        evidence: of an edit, by how the detector's readings of untouched and of moved references are
+            distributed, where it was not fitted to them.
         cutoff: evidence up to which an image counts as untouched; see `UndoReport`.
         references: how many there were.
         space: of the model that it was learned with; it reads no other's latents.
     """
 
     ridge: Ridge
-    errors: Tensor
+    detector: Ridge
+    evidence: Evidence
     cutoff: float
     references: int
     space: str
@@ -130,12 +135,17 @@ class EditReader:
         targets = _scaled(torch.cat((clean, params)))
         # Whole references are held out, with all that was made of them.
         folds = torch.arange(len(inputs)) % len(latents) % _FOLDS
-        penalty, unseen = cross_validate(inputs, targets, folds, _PENALTIES)
-        errors = (unseen - targets).square().mean(0).sqrt().clamp_min(1e-6)
-        untouched = _evidence(unseen[: len(latents)], errors)
-        cutoff = float(untouched.quantile(_CALLED_CLEAN, interpolation="higher"))
-        (ridge,) = fit_ridges(inputs, targets, [penalty])
-        return cls(ridge, errors, cutoff, len(latents), model.space)
+        ridge, _ = _fit_ridge(_means(inputs), targets, folds)
+        detector, unseen = _fit_ridge(inputs, targets, folds)
+        untouched = torch.arange(len(inputs)) < len(latents)
+        evidence = _fit_evidence(unseen, untouched)
+        held_out = unseen.new_empty(len(latents))
+        for fold in range(_FOLDS):
+            out = folds == fold
+            others = _fit_evidence(unseen[~out], untouched[~out])
+            held_out[out[: len(latents)]] = others(unseen[out & untouched])
+        cutoff = float(held_out.quantile(_CALLED_CLEAN, interpolation="higher"))
+        return cls(ridge, detector, evidence, cutoff, len(latents), model.space)
 
     def read(self, model: WorldModel, latent: Latent) -> list[UndoReport]:
         """What was done to each of some images, as far as their latents tell.
@@ -148,11 +158,11 @@ class EditReader:
                 f"The reader was learned with another model (space {self.space}, this one's is {model.space}); "
                 "learn again: EditReader.fit(model, references)."
             )
-        scaled = self.ridge(_pooled(as_latent(model, latent)))
+        inputs = _pooled(as_latent(model, latent))
+        scaled, evidence = self.ridge(_means(inputs)), self.evidence(self.detector(inputs))
         space = SearchSpace(model.config.actions)
         return [
-            self._report(row, evidence, space)
-            for row, evidence in zip(scaled, _evidence(scaled, self.errors).tolist(), strict=True)
+            self._report(row, weight, space) for row, weight in zip(scaled, evidence.tolist(), strict=True)
         ]
 
     def _report(self, scaled: Tensor, evidence: float, space: SearchSpace) -> UndoReport:
@@ -223,11 +233,13 @@ def undo(
 
 
 def _pooled(latents: Latent) -> Tensor:
-    return latents.tokens.float().mean(1).double().cpu()
+    """Mean and standard deviation of each feature over the grid, `[B, 2 D]`."""
+    tokens = latents.tokens.float()
+    return torch.cat((tokens.mean(1), tokens.std(1, correction=0)), dim=1).double().cpu()
 
 
 def _moved(model: WorldModel, latents: Latent, params: Tensor) -> Tensor:
-    """Pooled predictions `[M, D]` of photometries `[M, 7]`, the latents taken in turn."""
+    """Pooled predictions `[M, 2 D]` of photometries `[M, 7]`, the latents taken in turn."""
     moved = []
     for start in range(0, len(params), _BATCH):
         rows = range(start, min(start + _BATCH, len(params)))
@@ -243,7 +255,18 @@ def _scaled(params: Tensor) -> Tensor:
     return torch.cat((params[:, :3].clamp_min(0.05).log(), params[:, 3:], visible), dim=1).double()
 
 
-def _evidence(scaled: Tensor, errors: Tensor) -> Tensor:
-    """How far readings `[M, 8]` are from clean, `[M]`."""
-    clean = _scaled(torch.tensor([IDENTITY]))
-    return ((scaled - clean) / errors).square().mean(1).sqrt()
+def _means(pooled: Tensor) -> Tensor:
+    """The first half of what `_pooled` gives."""
+    return pooled[:, : pooled.shape[1] // 2]
+
+
+def _fit_ridge(inputs: Tensor, targets: Tensor, folds: Tensor) -> tuple[Ridge, Tensor]:
+    """A ridge, and what it reads from rows that it was not fitted to."""
+    penalty, unseen = cross_validate(inputs, targets, folds, [p * len(inputs) for p in _PENALTIES])
+    (ridge,) = fit_ridges(inputs, targets, [penalty])
+    return ridge, unseen
+
+
+def _fit_evidence(readings: Tensor, untouched: Tensor) -> Evidence:
+    """From readings `[M, 8]`, and which of them are of untouched references, `[M]`."""
+    return Evidence(Normal.fit(readings[untouched]), Normal.fit(readings[~untouched]))

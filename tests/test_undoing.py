@@ -10,7 +10,7 @@ from iwm.actions import CLEAN, Action, stack_actions
 from iwm.edits import in_words
 from iwm.errors import IncompatibleLatentError, InvalidActionError, InvalidDataError
 from iwm.latent import Latent
-from iwm.regression import Ridge
+from iwm.regression import Evidence, Normal, Ridge
 from iwm.undoing import EditReader, undo
 from iwm.world_model import WorldModel
 
@@ -30,12 +30,14 @@ def test_what_was_learned_from_some_is_read_from_others(acting_model, latents):
         Action(brightness=1.4, contrast=0.6, grayscale=True),
     ]
     moved = acting_model.apply_action(latents[70], edits)
-    dark, blurred, gray = (r.photometry for r in reader.read(acting_model, moved))
+    reports = reader.read(acting_model, moved)
+    dark, blurred, gray = (report.photometry for report in reports)
     assert dark.brightness < 0.85 < 1.15 < min(blurred.brightness, gray.brightness)
     assert gray.contrast < 0.8 < dark.contrast
     assert (dark.solarize, blurred.solarize, gray.solarize) == (True, True, False)
-    assert (dark.grayscale, blurred.grayscale, gray.grayscale) == (True, False, True)
     assert blurred.blur > 0.5 > max(dark.blur, gray.blur)
+    chances = [report.chances["grayscale"] for report in reports]
+    assert min(chances[0], chances[2]) > 0.3 > chances[1]
 
 
 def test_undoing_comes_nearer_to_what_it_was(acting_model, latents):
@@ -91,10 +93,15 @@ def test_what_is_within_the_readings_error_is_left_alone(acting_model, latents, 
 
 def fixed(model, read, cutoff=1.0):
     """A reader that reads the same from every image."""
-    weights = torch.zeros(49, 8, dtype=torch.float64)
-    weights[-1] = torch.tensor(read)
-    ridge = Ridge(weights, torch.zeros(48), torch.ones(48))
-    return EditReader(ridge, torch.full((8,), 0.2), cutoff, 64, model.space)
+
+    def constant(width):
+        weights = torch.zeros(width + 1, 8, dtype=torch.float64)
+        weights[-1] = torch.tensor(read)
+        return Ridge(weights, torch.zeros(width), torch.ones(width))
+
+    zero, one = torch.zeros(8, dtype=torch.float64), torch.eye(8, dtype=torch.float64)
+    evidence = Evidence(Normal(zero, 0.04 * one), Normal(zero, one))
+    return EditReader(constant(48), constant(96), evidence, cutoff, 64, model.space)
 
 
 def test_untouched_photographs_are_left_alone(acting_model):
@@ -120,9 +127,10 @@ def test_the_chance_of_a_blur_is_no_sigma(acting_model, latents):
     (report,) = fixed(acting_model, [0, 0, 0, 0, 0, 1.3, 0, 0.4]).read(acting_model, latents[0])
     assert (report.chances["blur"], report.photometry.blur) == (0.4, 0.0)
     reader = EditReader.fit(acting_model, latents[:64], actions=8)
-    moved = acting_model.apply_action(latents[70], [Action(blur=0.8), Action(blur=1.8), Action(hue=0.1)])
+    moved = acting_model.apply_action(latents[70], [Action(blur=1.0), Action(blur=1.8), Action(hue=0.1)])
     weak, strong, none = (r.chances["blur"] for r in reader.read(acting_model, moved))
-    assert min(weak, strong) > 0.5 > none
+    assert strong > 0.5
+    assert strong > weak > 0.3 > none
 
 
 def test_banks_images_and_readers_are_references(acting_model):
