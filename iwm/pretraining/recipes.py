@@ -26,7 +26,8 @@ def iwm_tiny() -> PretrainConfig:
     """The embedded model: 256 x 6 encoder, 192 x 5 predictor, 128 px (all O).
 
     Many steps of few images: what a world model learns counts in steps. A fifth of the steps are
-    unmasked, 30 % of the sources and 30 % of the targets are untouched, as in use (all O).
+    unmasked, 30 % of the sources and 30 % of the targets are untouched, as in use; the learning
+    rate falls to zero (all O).
 
     Command: `iwm pretrain --recipe iwm-tiny --data FOLDER --out DIR`.
     Cost and scores: recorded in the shipped `config.json`; see `iwm info iwm-tiny`.
@@ -35,8 +36,8 @@ def iwm_tiny() -> PretrainConfig:
         model=_model("iwm-tiny"),
         masks=MaskConfig(unmasked=0.2),
         clean=0.3,
-        optim=OptimConfig(lr=1.4e-3, lr_start=0.0, warmup=0.1, weight_decay_end=0.04, clip=3.0),
-        steps=60_000,
+        optim=OptimConfig(lr=1.4e-3, lr_start=0.0, warmup=0.1, stretch=1.0, weight_decay_end=0.04, clip=3.0),
+        steps=90_000,
         batch_size=16,
     )
 
