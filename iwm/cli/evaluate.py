@@ -42,6 +42,9 @@ def mrr_command(
         str | None, typer.Option(help="full or jitter; by default what the model was trained for.")
     ] = None,
     bank_size: Annotated[int, typer.Option(min=2, help="Transformed views in a bank.")] = 256,
+    strength: Annotated[
+        str | None, typer.Option(help="paper or strong views; by default as the model was trained.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the views.")] = 0,
     device: Device = "cpu",
     record: Record = False,
@@ -59,11 +62,11 @@ def mrr_command(
     drawn = cast("Distribution | None", distribution) or default_distribution(world_model, asked)
     report = mrr(
         world_model, chosen, bank_size=bank_size, protocol=asked, distribution=drawn, seed=seed,
-        progress=not as_json,
+        strength=strength, progress=not as_json,
     )  # fmt: skip
     command = _command(
         "mrr", model=model, data=data, images=images, protocol=protocol, distribution=drawn,
-        bank_size=bank_size, seed=seed,
+        bank_size=bank_size, seed=seed, **({"strength": strength} if strength else {}),
     )  # fmt: skip
     result = report.to_dict() | {"command": command, "files_sha256": file_list_hash(data, chosen)}
     if as_json:
@@ -71,7 +74,8 @@ def mrr_command(
     else:
         print_report(report)
     if folder is not None:
-        record_metric(folder, f"{protocol}-mrr-{drawn}-{len(chosen)}x{bank_size}", result)
+        suffix = f"-{strength}" if strength else ""
+        record_metric(folder, f"{protocol}-mrr-{drawn}-{len(chosen)}x{bank_size}{suffix}", result)
 
 
 def knn_command(
@@ -179,7 +183,7 @@ def _record_folder(model: str) -> Path:
     from iwm.loading import find_model
     from iwm.zoo import ZOO
 
-    published = model in ZOO and ZOO[model].hub
+    published = model in ZOO and (ZOO[model].hub or ZOO[model].embedded)
     if published or (RepoName.parse(model) and not os.path.isdir(model)):
         raise SaveError(f"{model} is published; --record writes to a model folder of your own.")
     folder = find_model(model).folder

@@ -23,7 +23,7 @@ def print_report(report: MRRReport) -> None:
 
     table = Table(
         title=f"{report.protocol}: photographs {report.images}, views of each {report.bank_size}, "
-        f"{report.distribution} distribution",
+        f"{report.distribution} distribution{f', {report.strength} strength' if report.strength else ''}",
         title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold",
     )  # fmt: skip
     for column in ("", "MRR", "hits@1", "hits@5", "hits@10", "queries"):

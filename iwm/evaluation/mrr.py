@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from iwm.actions import CLEAN, Action, Photometry, draw_photometry
+from iwm.distributions import STRENGTHS
 from iwm.errors import InvalidConfigError, nearest
 from iwm.evaluation.ranking import Scores, rank_of, squared_distances
 from iwm.images import ImageLike, Images, count, iterate
@@ -36,7 +37,7 @@ class MRRReport:
     """Scores of one protocol, by transformation, beside their baselines.
 
     Attributes:
-        protocol, distribution, images, bank_size, seed: what was measured.
+        protocol, distribution, images, bank_size, seed, strength: what was measured.
         overall: scores of all queries.
         per_transformation: of the queries whose transformed view has jitter alone, or
             (overlapping) grayscale, blur, solarize.
@@ -54,6 +55,7 @@ class MRRReport:
     overall: Scores
     per_transformation: dict[str, Scores]
     baselines: dict[str, Scores]
+    strength: str | None = None
 
     @property
     def mrr(self) -> float:
@@ -79,6 +81,7 @@ def mrr(
     protocol: Protocol = "apply",
     distribution: Distribution = "full",
     seed: int = 0,
+    strength: str | None = None,
     progress: bool = False,
 ) -> MRRReport:
     """Rank predictions in banks of transformed views.
@@ -96,13 +99,16 @@ def mrr(
             `jitter` the same without grayscale, blur and solarize. Jitter is always on, so that
             no two views are equal.
         seed: of the views; every view is a function of (seed, image index, view index).
+        strength: `paper` or `strong` views, to compare models that were trained with others; by
+            default the model's own.
         progress: show a progress bar.
 
     Raises:
-        InvalidConfigError: an unknown protocol or distribution, or a bank of less than 2.
+        InvalidConfigError: an unknown protocol, distribution or strength, or a bank of less than 2.
     """
     check_protocol(protocol)
     check_distribution(distribution)
+    check_strength(strength)
     if seed < 0:
         raise InvalidConfigError(f"seed is {seed}; it must be at least 0.")
     if bank_size < 2:
@@ -114,7 +120,9 @@ def mrr(
         stream = track(stream, f"{protocol}-MRR", count(images))
     parts = []
     for index, image in enumerate(stream):
-        params = draw_views(model, bank_size, distribution=distribution, seed=seed, index=index)
+        params = draw_views(
+            model, bank_size, distribution=distribution, seed=seed, index=index, strength=strength
+        )
         parts.append((params, _rank_image(model, image, params, protocol)))
     if not parts:
         raise InvalidConfigError("No images to evaluate on.")
@@ -130,6 +138,7 @@ def mrr(
         images=len(parts),
         bank_size=bank_size,
         seed=seed,
+        strength=strength,
         overall=Scores.of(ranks["query"]),
         per_transformation=_by_transformation(_transformed(params, protocol, bank_size), ranks["query"]),
         baselines=baselines,
@@ -148,9 +157,16 @@ def check_distribution(name: str) -> None:
         raise InvalidConfigError(f'No distribution is called "{name}".{nearest(name, _DISTRIBUTIONS)}')
 
 
+def check_strength(name: str | None) -> None:
+    """Raise `InvalidConfigError` unless a strength is called so, or none is given."""
+    if name is not None and name not in STRENGTHS:
+        raise InvalidConfigError(f'No strength is called "{name}".{nearest(name, STRENGTHS)}')
+
+
 def draw_views(
-    model: WorldModel, count: int, *, distribution: Distribution = "full", seed: int, index: int
-) -> Tensor:
+    model: WorldModel, count: int, *, distribution: Distribution = "full", seed: int, index: int,
+    strength: str | None = None,
+) -> Tensor:  # fmt: skip
     """Photometries `[count, 7]` of the views of one bank, jitter always on.
 
     Args:
@@ -158,8 +174,10 @@ def draw_views(
         count: how many.
         distribution: `full`, or `jitter` for no grayscale, blur and solarize.
         seed, index: of the draws, and of the photograph.
+        strength: of another distribution than the model's.
     """
-    drawn_from = model.config.actions.distribution.replace(jitter_probability=1.0)
+    drawn_from = STRENGTHS[strength] if strength else model.config.actions.distribution
+    drawn_from = drawn_from.replace(jitter_probability=1.0)
     if distribution == "jitter":
         drawn_from = drawn_from.without_destructive()
     return draw_photometry(drawn_from, seed=seed, keys=[(index, view) for view in range(count)])

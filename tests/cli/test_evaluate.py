@@ -12,7 +12,6 @@ import iwm
 from iwm.checkpoint import read_config
 from iwm.errors import SaveError
 from iwm.evaluation import knn, mrr
-from iwm.zoo import ZOO
 
 
 def _plain(value):
@@ -136,6 +135,7 @@ def test_the_command_shown_gives_the_number_again(command, monkeypatch, photos, 
     monkeypatch.chdir(place.parent)
     for words in (
         ["mrr", "--data", photos, "--images", 2, "--protocol", "undo", "--bank-size", 5, "--seed", 4],
+        ["mrr", "--data", photos, "--images", 1, "--bank-size", 5, "--strength", "strong"],
         ["knn", "--train", "train", "--val", "val", "-k", 2],
     ):
         shown = command("eval", *words, "-m", place.name, "--json").json
@@ -179,6 +179,12 @@ def test_a_knn_record_is_named_after_the_neighbours_and_the_folder(
         assert command(*words, val).code == 0
     expected = {"knn-2-set/val", f"knn-2-{'/'.join(classes[1].parts[-2:])}"}
     assert read_config(model_folder).metrics.keys() == expected
+
+
+@pytest.mark.usefixtures("no_model")
+def test_nothing_is_recorded_in_the_package(command, photos):
+    refused = command("eval", "mrr", "--data", photos, "--images", 1, "--record")
+    assert refused.error == "Error: iwm-tiny is published; --record writes to a model folder of your own.\n"
 
 
 def test_recording_again_replaces_the_score(command, photos, model_folder):
@@ -247,23 +253,6 @@ def test_a_model_without_a_folder_is_told_before_the_work(command, photos, class
     error = command("eval", kind, *words, "--model", name, "--record").error
     assert name in error
     assert "folder" in error.lower()
-
-
-def test_a_zoo_name_is_recorded_into_its_own_folder(command, monkeypatch, photos, model_folder, tmp_path):
-    monkeypatch.setattr("iwm.zoo.WEIGHTS", tmp_path / "weights")
-    (tmp_path / "weights").mkdir()
-    folder = model_folder.rename(tmp_path / "weights" / "iwm-tiny")
-    assert ZOO["iwm-tiny"].folder == folder
-    words = ["eval", "mrr", "--data", photos, "--images", 1, "--bank-size", 3, "--json"]
-    recorded = [
-        command(*words, *options, "--record").json
-        for options in ([], ["-m", "iwm-tiny", "--protocol", "undo"])
-    ]
-    assert read_config(folder).metrics == {
-        "apply-mrr-jitter-1x3": recorded[0], "undo-mrr-full-1x3": recorded[1]
-    }  # fmt: skip
-    for result in recorded:
-        assert result["command"].startswith("iwm eval mrr --model iwm-tiny --data ")
 
 
 @pytest.mark.usefixtures("no_model")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from iwm.actions import CLEAN, Action, Photometry, draw_photometry
-from iwm.config import ActionConfig, PhotometryDistribution
+from iwm.config import STRENGTHS, ActionConfig, PhotometryDistribution
 from iwm.errors import InvalidConfigError, InvalidImageError
 from iwm.evaluation import mrr
 from iwm.evaluation.mrr import draw_views
@@ -201,6 +201,26 @@ def test_views_are_of_the_full_distribution_unless_told(model):
     assert torch.equal(full[:, :4], jitter[:, :4])
 
 
+def test_models_of_other_strengths_are_compared_on_the_same_views(tiny_config):
+    models = [
+        WorldModel(tiny_config().replace(actions=ActionConfig(encoding="pair", distribution=drawn)))
+        for drawn in STRENGTHS.values()
+    ]
+    own = [draw_views(model, 8, seed=0, index=0) for model in models]
+    assert not torch.equal(*own)
+    for strength, expected in zip(STRENGTHS, own, strict=True):
+        for model in models:
+            assert torch.equal(draw_views(model, 8, seed=0, index=0, strength=strength), expected)
+    paper, _ = models
+    report = mrr(paper, photos(1), bank_size=4, strength="paper")
+    assert replace(report, strength=None) == mrr(paper, photos(1), bank_size=4)
+    assert report.to_dict()["strength"] == "paper"
+    few, strong = (
+        mrr(paper, photos(1), bank_size=16, protocol="undo", strength=name).mrr for name in STRENGTHS
+    )
+    assert few != strong
+
+
 def test_a_report_says_what_was_measured(model):
     report = mrr(model, list(photos(2)), bank_size=4, protocol="undo", distribution="jitter", seed=2)
     data = json.loads(json.dumps(report.to_dict()))
@@ -219,6 +239,7 @@ def test_a_report_says_what_was_measured(model):
     [
         ({"protocol": "aply"}, 'No protocol is called "aply". Did you mean "apply"'),
         ({"distribution": "ful"}, 'No distribution is called "ful". Did you mean "full"'),
+        ({"strength": "stong"}, 'No strength is called "stong". Did you mean "strong"'),
         ({"bank_size": 1}, "bank_size is 1; a bank needs at least 2 views"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
     ],
