@@ -14,7 +14,7 @@ for what ships has none. The names of CamVid's classes are those below.
 
 Differences are paired by validation image: the interval is 1.96 standard errors of the mean over
 images of what the seeds average to, and for mIoU 1.96 standard deviations over resampled images.
-Where no answers are kept (`iwm eval`) there is none. Runs that are done are not done again, and
+Runs that are done are not done again, and
 studies share them; OUT/runs has a folder each, with its command, and one of another command is
 refused. OUT gets STUDY.md and STUDY.json, for `protocols` and `spectrum` also STUDY.png.
 """
@@ -22,6 +22,7 @@ refused. OUT gets STUDY.md and STUDY.json, for `protocols` and `spectrum` also S
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -34,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paired import gain, gains_over_alone
+from paired import ANSWERS_FILE, gain, gains_over_alone
 from studies import CAMVID, STUDIES, Row, Study
 
 from iwm.errors import IWMError
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COMMAND_FILE = "command.txt"
+MODEL_FILE = "model.txt"
+"""Of the folder of a run: the encoder's `space`; weights may change under a name."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,12 @@ class Job:
     Attributes:
         words: what follows `iwm`.
         folder: what it is about to leave.
+        space: of the model's encoder.
     """
 
     words: tuple[str, ...]
     folder: Path
+    space: str
 
     @property
     def command(self) -> str:
@@ -95,17 +100,19 @@ def main() -> None:
     print(text)
 
 
+@functools.cache
+def space(name: str, student: bool) -> str:
+    """Of a model's encoder, which says whether it is still the one it was."""
+    return load(name, branch="student" if student else "teacher").space
+
+
 def check_models(options: argparse.Namespace, study: Study) -> None:
     """End before the first run where a row's model, or the branch of it, cannot be had."""
-    seen = set()
     for row in study.rows:
         name, option = (options.twin, "--twin") if row.twin else (options.model, "--model")
         student = "student" in row.options
-        if (name, student) in seen:
-            continue
-        seen.add((name, student))
         try:
-            load(name, branch="student" if student else "teacher")
+            space(name, student)
         except IWMError as error:
             what = "a model with its student" if student else "a model"
             raise SystemExit(
@@ -143,12 +150,12 @@ def make_job(options: argparse.Namespace, study: Study, row: Row, data: tuple[st
         words = ["eval", "mrr", "--model", model, "--data", f"{data[0]}/val", *own, "--json"]
     elif row.kind == "probe":
         words = ["eval", "probe", "--model", model, "--train", f"{data[0]}/train"]
-        words += ["--val", f"{data[0]}/val", *own, "--json"]
+        words += ["--val", f"{data[0]}/val", *own, "--answers", str(folder / ANSWERS_FILE), "--json"]
     else:
         words = ["finetune", "--model", model, *(w for name in data for w in ("--data", f"{name}={name}"))]
         words += ["--out", str(folder), *own]
         words += ["--labels", str(camvid_labels(options.out))] if study.segments else []
-    return Job(tuple(words), folder)
+    return Job(tuple(words), folder, space(model, "student" in row.options))
 
 
 def camvid_labels(out: Path) -> Path:
@@ -169,12 +176,18 @@ def check_command(job: Job) -> None:
             f"{job.folder} was made by\n  {before}\nand not by\n  {job.command}\n"
             "Take another --out, or remove that folder."
         )
+    model = job.folder / MODEL_FILE
+    if not model.is_file() or model.read_text(encoding="utf-8").strip() != job.space:
+        raise SystemExit(
+            f"{job.folder} was made with other weights of the same name. Take another --out, or remove that folder."
+        )
 
 
 def run(job: Job, threads: int) -> dict[str, Any]:
     """One command, if it has not been run to its end yet, and what it reported."""
     file = job.folder / "result.json"
     if not finished(file):
+        write_text(job.folder / MODEL_FILE, job.space + "\n")
         write_text(job.folder / COMMAND_FILE, job.command + "\n")
         printed = call(list(job.words), threads)
         if job.words[0] == "eval":
@@ -252,12 +265,7 @@ def differences(study: Study, data: tuple[str, ...], found: Found, out: Path) ->
     labels = camvid_labels(out) if study.segments else None
     lines = []
     for one, other in study.pairs:
-        if any(row.kind == "probe" for row in study.rows if row.name in (one, other)):
-            means = [statistics.fmean(score(r["result"]) for r in found[name, data]) for name in (one, other)]
-            value = f"{means[0] - means[1]:+.1%}, without an interval"
-        else:
-            value = gain(folders[one], folders[other], data[0], labels)
-        lines.append(f"{one} over {other}: {value}")
+        lines.append(f"{one} over {other}: {gain(folders[one], folders[other], data[0], labels)}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Differences of finetuning runs, paired by validation image.
+"""Differences of finetuning runs and probes, paired by validation image.
 
 What the seeds of a row average to is compared image by image. The interval of an accuracy is 1.96
 standard errors of the mean over images, that of an mIoU, which is no mean over images, 1.96
@@ -25,6 +25,8 @@ from iwm.files import write_text
 from iwm.finetuning.folders import Split, read_task
 from iwm.loading import load
 
+ANSWERS_FILE = "answers.json"
+"""What `iwm eval probe` writes of every validation image."""
 _RESAMPLED = 2000
 
 
@@ -65,6 +67,10 @@ def answers(folder: Path, task: str, labels: Path | None = None) -> Tensor:
         Whether it is right, `[n]`; with labels of masks the pixels by true and predicted class,
         `[n, K, K]`.
     """
+    probed = folder / ANSWERS_FILE
+    if probed.is_file():
+        said = json.loads(probed.read_text(encoding="utf-8"))
+        return torch.tensor([a["class"] == a["answer"] for a in said], dtype=torch.float64)
     file = folder / f"answers-{task}.json"
     if not file.is_file():
         split = _validation(task, labels)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iwm.cli.options import AsJson, Device, ModelName, console, load_model, print_json
+from iwm.cli.options import AsJson, Device, ModelName, check_output, console, load_model, print_json
+from iwm.files import write_text
 
 if TYPE_CHECKING:
     from iwm.config import TaskKind
+    from iwm.finetuning.folders import TaskData
+    from iwm.finetuning.probe import ProbeReport
 
 Task = Annotated[str | None, typer.Option(help="Name of the task; may be left out where there is one.")]
 HeldOut = Annotated[
@@ -92,6 +96,9 @@ def probe_command(
     cache: Annotated[
         Path | None, typer.Option(help="Folder of kept latents; by default none are kept.")
     ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="JSON file for what each validation image was taken for.")
+    ] = None,
     device: Device = "cpu",
     skip_unreadable: Skip = False,
     as_json: AsJson = False,
@@ -112,6 +119,8 @@ def probe_command(
     data = read_task(train, val, images=images, skip_unreadable=skip_unreadable)
     if cache is not None:
         check_outside(cache, "--cache", [data])
+    if answers is not None:
+        check_output(answers)
     world_model = load_model(model, device)
     if marginalise and world_model.config.tuned:
         raise InvalidConfigError(
@@ -120,6 +129,8 @@ def probe_command(
     config = probe_config("linear" if head == "linear" else "attentive", seed, batch_norm=batch_norm)
     config = config.replace(epochs=epochs or config.epochs)
     report = probe(world_model, data, config, marginalise=marginalise, cache=cache)
+    if answers is not None:
+        write_text(answers, json.dumps(_answers(report, data), indent=1) + "\n")
     words = ["iwm", "eval", "probe", "--model", model, "--train", data.train.root]
     words += [] if "--held-out" in data.val.options else ["--val", data.val.root]
     words += ["--skip-unreadable"] if skip_unreadable else []
@@ -139,6 +150,14 @@ def probe_command(
     )
     for name, value in report.cost.rows():
         console.print(f"{name:10} {value}")
+
+
+def _answers(report: ProbeReport, data: TaskData) -> list[dict[str, str]]:
+    """Of each validation image, its class and what it was taken for."""
+    return [
+        {"image": str(image), "class": data.labels[true], "answer": data.labels[said]}
+        for image, true, said in zip(data.val.images, data.val.classes, report.answers, strict=True)
+    ]
 
 
 def _measured(

@@ -84,8 +84,8 @@ def finetune_command(
 ) -> None:
     """Finetune a model for labelled photographs; Ctrl-C leaves a checkpoint, the same command goes on.
 
-    Every other field is an option too, e.g. --optim.lr 5e-4, --augment.mixup 0.8, --output token,
-    --cache-views 0; a wrong name gets a suggestion.
+    Every other field is an option too, e.g. --optim.lr 5e-4, --output token,
+    --augment.mixup 0.8 --cache-views 0; a wrong name gets a suggestion.
     """
     from iwm.config import TaskKind
     from iwm.fields import from_dict, require_choice, to_json
@@ -122,6 +122,8 @@ def finetune_command(
     overrides: dict[str, Any] = {k: v for k, v in plain.items() if v is not None} | typed
     if "steps" in overrides:
         overrides["epochs"] = 0.0
+    elif not overrides.get("epochs", 1):
+        raise InvalidConfigError("--epochs 0 leaves the length to --steps: give that too.")
     for name, value in overrides.items():
         set_dotted(fields, name, value)
     config = from_dict(FinetuneConfig, fields)

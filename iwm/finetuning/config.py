@@ -156,10 +156,15 @@ class FinetuneConfig(RunConfig):
             not self.cache_views or not self.tunes_encoder,
             f"cache_views keeps latents of a frozen encoder; --tune {self.tune} changes them. Use 0.",
         )
+        require(
+            self.optim.optimizer != "lars" or self.tune == "none",
+            f"lars is for a head alone, and --tune is {self.tune}; use --optim.optimizer adamw, or another --recipe.",
+        )
         mixed = self.augment.mixes or self.augment.erasing > 0
         require(
             not self.cache_views or not (mixed or segments),
-            "cache_views keeps latents of single views: without mixup, cutmix, erasing and segmentation.",
+            "Kept latents are of single photographs, without mixup, cutmix, erasing and segmentation: "
+            "add --cache-views 0.",
         )
         require(not self.centre or self.cache_views <= 1, "There is one centre view; use cache_views 1.")
         plain = self.augment == AugmentConfig(label_smoothing=self.augment.label_smoothing)

@@ -23,6 +23,8 @@ from iwm.images import file_list_hash
 log = logging.getLogger(__name__)
 
 _TRAIN_NAMES, _VAL_NAMES = ("train", "training"), ("val", "validation")
+_NAMED = 20
+"""Images that cannot be read and are named one by one; of more the number is told."""
 _HELD_OUT = 10
 """One in so many photographs is held out where there is no validation set."""
 
@@ -231,8 +233,11 @@ def checked(split: Split, skip: bool, workers: int = 4) -> Split:
     bad = [error for error in problems if error is not None]
     if not bad:
         return split
-    listed = " ".join(f"{str(error).rstrip('.')}." for error in bad[:3]) + (" ..." if len(bad) > 3 else "")
-    said = f"{len(bad)} of {len(split)} images in {split.root} cannot be used: {listed}"
+    listed = " ".join(f"{str(error).rstrip('.')}." for error in bad[:_NAMED]) + (
+        " ..." if len(bad) > _NAMED else ""
+    )
+    noun = "image" if len(split) == 1 else "images"
+    said = f"{len(bad)} of {len(split)} {noun} in {split.root} cannot be used: {listed}"
     if not skip or len(bad) == len(split):
         more = "" if skip else " Mend or remove them, or leave them out with --skip-unreadable."
         raise InvalidDataError(said + more)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from iwm.evaluation.classification import ClassificationReport
 from iwm.evaluation.marginal import marginalised
@@ -45,6 +46,7 @@ class ProbeReport:
         marginalise: predictions that every latent is the average of; 0 is the encoding itself.
         seed: of the training.
         cost: of an image, the predictions among it, and of the head.
+        answers: the class that each validation image was taken for.
     """
 
     accuracy: float
@@ -58,10 +60,13 @@ class ProbeReport:
     marginalise: int
     seed: int
     cost: Cost
+    answers: tuple[int, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self) | {"cost": self.cost.to_dict()}
+        """Plain JSON values, without the answers."""
+        values = dataclasses.asdict(self) | {"cost": self.cost.to_dict()}
+        del values["answers"]
+        return values
 
     @property
     def title(self) -> str:
@@ -106,19 +111,22 @@ def probe(
         task = FinetuneTask(config, model, adapter, data.train.classes, [len(data.train)]).to(device)
         run = RunFolder(Path(scratch) / "run", config, resume=False)
         train(task, source, config, run, lambda done, seconds: None, World(device))
-    report = _measure(model, task, data, config, marginalise)
+    logits = _logits(model, task, data, config, marginalise)
+    report = ClassificationReport.of(logits, data.val.classes)
     described = model.config.replace(adapters={data.name: adapter.config}, decoder=None)
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     return ProbeReport(
         **report.to_dict(), head=config.head, batch_norm=config.batch_norm, train_images=len(data.train),
         marginalise=marginalise, seed=config.seed, cost=cost(described, data.name, trained, marginalise),
+        answers=tuple(logits.argmax(dim=1).tolist()),
     )  # fmt: skip
 
 
 @torch.no_grad()
-def _measure(
+def _logits(
     model: WorldModel, task: FinetuneTask, data: TaskData, config: FinetuneConfig, marginalise: int
-) -> ClassificationReport:
+) -> Tensor:
+    """Of the validation images, `[n, K]`."""
     task.adapter.eval()
     side = model.preprocess.size // model.config.encoder.patch_size
     outputs = []
@@ -129,4 +137,4 @@ def _measure(
             numbers = [len(data.train) + start + i for i in range(len(tokens))]
             tokens = marginalised(model, tokens, marginalise, config.seed, numbers)
         outputs.append(task.adapter(model, tokens, (side, side), data.name).float().cpu())
-    return ClassificationReport.of(torch.cat(outputs), data.val.classes)
+    return torch.cat(outputs)

@@ -178,6 +178,11 @@ def test_a_probe_keeps_nothing_and_repeats_itself(command, model_folder, labelle
     averaged = command(*words, "--marginalise", "2", "--json").json
     assert averaged["marginalise"] == 2
     assert sorted(tmp_path.rglob("*")) == before
+    said = tmp_path / "answers.json"
+    assert command(*words, "--answers", said, "--json").json == first
+    listed = json.loads(said.read_text())
+    assert {one["class"] for one in listed} == {one.name for one in (labelled / "val").iterdir()}
+    assert sum(one["class"] == one["answer"] for one in listed) / len(listed) == first["accuracy"]
     printed = command(*words).words
     assert "linear probe without batch norm on encodings: accuracy" in printed
     assert f"finetuned {first['cost']['trained']:,} parameters" in printed

@@ -7,6 +7,7 @@ import pytest
 from iwm.errors import InvalidConfigError
 from iwm.fields import from_dict, to_json
 from iwm.finetuning.config import AugmentConfig, FinetuneConfig
+from iwm.training.config import OptimConfig
 
 
 def test_a_configuration_round_trips():
@@ -25,7 +26,14 @@ def test_a_configuration_round_trips():
         ({"tune": "encoder", "init": "random"}, "init random is about the predictor"),
         ({"predictor_depth": 3}, "A predictor of other sizes has no pretrained weights; add --init random"),
         ({"tune": "all", "cache_views": 1}, "--tune all changes them. Use 0"),
-        ({"cache_views": 2, "augment": AugmentConfig(mixup=1.0)}, "without mixup, cutmix, erasing"),
+        (
+            {"cache_views": 2, "augment": AugmentConfig(mixup=1.0)},
+            "erasing and segmentation: add --cache-views 0",
+        ),
+        (
+            {"tune": "encoder", "head": "linear", "optim": OptimConfig(optimizer="lars")},
+            "lars is for a head alone, and --tune is encoder; use --optim.optimizer adamw",
+        ),
         ({"cache_views": 2, "centre": True}, "There is one centre view; use cache_views 1"),
         (
             {"task": "segmentation", "head": "upernet", "augment": AugmentConfig(cutmix=1.0)},
