@@ -6,6 +6,7 @@ checked, and messages stay short and printable.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
@@ -51,6 +52,9 @@ def from_dict(cls: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
             raise InvalidConfigError(quoted(first["msg"].removeprefix("Value error, "), 400)) from error
         path = ".".join(str(part) for part in first["loc"]) or "the config"
         said = f"{quoted(path)} is {quoted(repr(first['input']))}: {quoted(first['msg'], 200)}"
+        if first["type"] == "literal_error":  # Its message lists what is possible.
+            guess = nearest(str(first["input"]), re.findall(r"'([^']*)'", first["msg"]))
+            said += f".{guess}" if "Did you mean" in guess else "."
         raise InvalidConfigError(said) from error
 
 

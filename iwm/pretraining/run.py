@@ -63,8 +63,6 @@ def check_start(
 ) -> PretrainConfig:
     """Refuse what `pretrain` would refuse before its first step; trains and writes nothing.
 
-    A checkpoint in `out` is not opened.
-
     Args:
         config, resume: as for `pretrain`.
         data, out: the same; what is not given is not looked at.
@@ -78,8 +76,7 @@ def check_start(
         resolve_device(config.device)
     config.rows(processes)
     require_packages(config)
-    if data:
-        open_data(data, config.model.preprocess.size, config)
+    source = open_data(data, config.model.preprocess.size, config)[0] if data else None
     config, donor = _with_donor(config, out)
     if donor:
         with torch.device("meta"):
@@ -87,7 +84,9 @@ def check_start(
         donor.fitted(encoder)
         _warn(donor, config)
     if out is not None:
-        RunFolder(out, config, resume=resume)
+        run = RunFolder(out, config, resume=resume)
+        if source and run.has_state:
+            run.check_state(run.load_state(peek=True), source.listing, config.steps)
     return config
 
 
@@ -105,6 +104,8 @@ def _pretrain(
         task.start_from(donor)
         if world.is_main:
             _warn(donor, config)
+    if world.is_main:
+        _warn_of_blind_spots(config, world.size)
     task.to(device)
     if device.type == "cpu":
         prefer_plain_attention(task)
@@ -138,6 +139,17 @@ def _with_donor(config: PretrainConfig, out: Path | None) -> tuple[PretrainConfi
         return _adapted_before(config, out), None
     donor = find_donor(config.init_encoder)
     return config.replace(model=donor.adapt(config.model)), donor
+
+
+def _warn_of_blind_spots(config: PretrainConfig, processes: int) -> None:
+    if config.rows(processes) == 1 and config.batch_size > 1:
+        log.warning(
+            "target_std needs two images at a time, so nothing looks for a collapse; use less --accumulate."
+        )
+    if config.freeze_encoder and not config.init_encoder:
+        log.warning(
+            "--freeze-encoder without --init-encoder: the world model is trained for an encoder at random weights."
+        )
 
 
 def _warn(donor: Donor, config: PretrainConfig) -> None:

@@ -6,6 +6,7 @@ p_phi(f_theta(x), a_{x->y}, m_a) and the teacher's encoding f_theta^EMA(y) of th
 rate independent of the grid. `append` predicts the masked positions, `inplace` all of them.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -59,9 +60,10 @@ class PretrainTask(Task):
             keys: (epoch, index) of each sample; decide, with the seed, all other draws.
 
         Returns:
-            The scalar loss, and `target_std`: the standard deviation over the batch of the teacher's
-            tokens at one position, averaged over positions and features. 0 is a collapse; 1 is all
-            it can be; one image has none.
+            The scalar loss, and `target_variance`: the variance over the images of the teacher's
+            tokens at one position, averaged over positions and features. 0 is a collapse. Without
+            bias, so that it is the same on average for all of a batch and for pieces; one image has
+            none.
         """
         config = self.config
         seed = config.seed
@@ -74,14 +76,19 @@ class PretrainTask(Task):
         with torch.no_grad():
             targets = self.model.encoder(views.target)
         # Of all tokens: each image has other masked positions, which differ in any case.
-        spread = {"target_std": targets.float().std(dim=0, correction=0).mean()}
+        spread = {"target_variance": targets.float().var(dim=0).mean()} if len(crops) > 1 else {}
         predicted_at = masked if config.model.predictor.layout == "append" else None
         source = self.student(views.source, visible)
         predictions = self.model.predictor(source, action, grid, visible, predicted_at)
         if predicted_at is not None:
             targets = take_tokens(targets, predicted_at)
         loss = F.mse_loss(predictions.float(), targets.float())
-        return loss, spread if len(crops) > 1 else {}
+        return loss, spread
+
+    def of_step(self, means: dict[str, float]) -> dict[str, float]:
+        """With `target_std`, the root of the variance, about 1 at the most."""
+        variance = means.pop("target_variance", None)
+        return means if variance is None else means | {"target_std": math.sqrt(variance)}
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:

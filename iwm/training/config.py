@@ -96,8 +96,9 @@ class RunConfig:
     Attributes:
         steps: optimiser steps.
         batch_size: images a step, over all processes.
-        accumulate: pieces in which each process works through its share of a batch; saves memory
-            and changes nothing else.
+        accumulate: pieces in which each process works through its share of a batch, which saves
+            memory. Pretraining is the same but for rounding; finetuning with batch norm, drop path,
+            mixing or erasing is not, as these look at, or are drawn for, one piece.
         seed: every random draw depends on it, on the epoch and on the sample alone.
         device: `auto` (CUDA where there is one), or a torch device.
         precision: `bf16` runs matrix products in bfloat16 under autocast.

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from iwm.actions import SampleKey
 from iwm.device import resolve_device
-from iwm.errors import InvalidConfigError, InvalidDataError, SaveError, TrainingError
+from iwm.errors import InvalidConfigError, SaveError, TrainingError
 from iwm.fields import to_json
 from iwm.training import schedules
 from iwm.training.config import OptimConfig, RunConfig
@@ -80,6 +80,10 @@ class Task(nn.Module, ABC):
     def finished(self) -> bool:
         """Whether training may end before its last step, with nothing wrong."""
         return False
+
+    def of_step(self, means: dict[str, float]) -> dict[str, float]:
+        """Scalars of a step, from the means of what `forward` gave for its pieces."""
+        return means
 
     def monitor(self, crops: Tensor, step: int, keys: Sequence[SampleKey]) -> dict[str, float]:
         """Scalars worth some time, asked for now and then."""
@@ -224,19 +228,7 @@ class _Trainer:
         self.started = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        missing = {"step", "seconds", "listing", "task", "optimizer"} - state.keys()
-        if missing:
-            raise InvalidDataError(f"The state in {self.run.path} lacks {', '.join(sorted(missing))}.")
-        if state["listing"] != self.source.listing:
-            raise InvalidConfigError(
-                f"{self.run.path} was trained on {state['listing'] or 'unnamed images'}, --data now holds {self.source.listing}. "
-                "Continue with the same images, or use another --out."
-            )
-        if state["step"] > self.config.steps:
-            raise InvalidConfigError(
-                f"{self.run.path} has done {state['step']} steps already; ask for more than that, not "
-                f"{self.config.steps}."
-            )
+        self.run.check_state(state, self.source.listing, self.config.steps)
         self.task.load_state_dict(state["task"])
         self.task.running |= state.get("running", {})
         self.optimizer.load_state_dict(state["optimizer"])
@@ -265,7 +257,8 @@ class _Trainer:
         decay = schedules.weight_decay(step, config.steps, config.optim)
         set_schedule(self.optimizer, lr, decay)
         self.optimizer.zero_grad(set_to_none=True)
-        scalars = self._backward(crops.to(self.world.device, non_blocking=True), step, keys)
+        means = self._backward(crops.to(self.world.device, non_blocking=True), step, keys)
+        scalars = self.task.of_step(means)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip or math.inf).item()
         value = scalars["loss"]

@@ -132,18 +132,43 @@ class RunFolder:
             except RuntimeError as error:  # Torch fails again as it closes the archive, and hides why.
                 raise OSError(str(error.__context__ or error)) from error
 
-    def load_state(self) -> dict[str, Any]:
-        """The last saved state.
+    def load_state(self, *, peek: bool = False) -> dict[str, Any]:
+        """The last saved state; `peek` leaves its tensors on the disk.
 
         Raises:
             InvalidDataError: the file is damaged.
         """
         path = self.path / STATE_FILE
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=peek)
         except Exception as error:  # A damaged archive raises many kinds.
             raise InvalidDataError(f"{path} cannot be read: {error}. {_START_AGAIN}") from error
         return state
+
+    def check_state(self, state: dict[str, Any], listing: str, steps: int) -> None:
+        """Refuse to go on from a state.
+
+        Args:
+            state: as `load_state` gave it.
+            listing: names the images that the run is about to go on with.
+            steps: where it is to end.
+
+        Raises:
+            InvalidDataError: something is missing in it.
+            InvalidConfigError: it belongs to other images, or is further on.
+        """
+        missing = {"step", "seconds", "listing", "task", "optimizer"} - state.keys()
+        if missing:
+            raise InvalidDataError(f"The state in {self.path} lacks {', '.join(sorted(missing))}.")
+        if state["listing"] != listing:
+            raise InvalidConfigError(
+                f"{self.path} was trained on {state['listing'] or 'unnamed images'}, --data now holds {listing}. "
+                "Continue with the same images, or use another --out."
+            )
+        if state["step"] > steps:
+            raise InvalidConfigError(
+                f"{self.path} has done {state['step']} steps already; ask for more than that, not {steps}."
+            )
 
 
 def has_state(path: Path) -> bool:

@@ -33,7 +33,8 @@ def open_data(data: Sequence[str | Path], size: int, config: RunConfig) -> tuple
     if streams:
         if len(data) > 1:
             raise InvalidConfigError(f"--data takes one stream alone, not {', '.join(map(str, data))}.")
-        return StreamSource(streams[0], size, config), {"data": [{"stream": streams[0]}]}
+        source = StreamSource(streams[0], size, config)
+        return source, {"data": [{"stream": streams[0], "files_sha256": source.files_sha256}]}
     by_folder = {Path(folder): list_images(Path(folder)) for folder in data}
     paths = [path for files in by_folder.values() for path in files]
     listings = [

@@ -12,6 +12,7 @@ the rows after it, so that the same crop takes its place on any number of proces
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -60,6 +61,9 @@ class StreamSource:
         size: side of the crops.
         config: supplies seed, batch size and crops.
 
+    Attributes:
+        files_sha256: of the names of its files, with their sizes (shards) or their commit (the Hub).
+
     Raises:
         InvalidDataError: no shards, or no column of images.
         InvalidConfigError: the `datasets` package is missing.
@@ -68,10 +72,10 @@ class StreamSource:
     def __init__(self, name: str, size: int, config: RunConfig) -> None:
         self.size = size
         self.config = config
-        self.listing = f"the stream {name}"
         self.unreadable = 0
         self._refused = Refused(config)
-        self._data, self._column, self._shards = _open_stream(name)
+        self._data, self._column, self._shards, self.files_sha256 = _open_stream(name)
+        self.listing = f"the stream {name} (files {self.files_sha256[:12]})"
         self._state: dict[str, Any] = {"epoch": 0, "block": 0, "offset": 0, "shards": None}
 
     def state(self) -> dict[str, Any]:
@@ -197,10 +201,11 @@ def _fetched(path: str) -> bytes:
     return content
 
 
-def _open_stream(name: str) -> tuple[Any, str, list[str]]:
-    """A streaming dataset of undecoded images, their column, and what to call each shard."""
+def _open_stream(name: str) -> tuple[Any, str, list[str], str]:
+    """A streaming dataset of undecoded images, their column, what to call each shard, its files' hash."""
     repo, split, column = _hub_name(name) if name.startswith("hf:") else ("", "", "")
     files: list[str] = []
+    known: dict[str, Any]
     try:
         import datasets
     except ImportError as error:
@@ -209,11 +214,17 @@ def _open_stream(name: str) -> tuple[Any, str, list[str]]:
         ) from error
     try:
         if name.startswith("hf:"):
-            data = datasets.load_dataset(repo, split=split or "train", streaming=True)
+            builder = datasets.load_dataset_builder(repo)
+            data = builder.as_streaming_dataset(split=split or "train")
+            known = {
+                str(part): (list(map(str, found)), getattr(found, "origin_metadata", None))
+                for part, found in (builder.config.data_files or {}).items()
+            }
         else:
             files = sorted(glob.glob(os.path.expanduser(name)))
             if not files:
                 raise InvalidDataError(f"No tar shards match {name}.")
+            known = {os.path.basename(file): os.path.getsize(file) for file in files}
             data = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
         features = data.features or data._resolve_features().features
     except InvalidDataError:
@@ -228,7 +239,7 @@ def _open_stream(name: str) -> tuple[Any, str, list[str]]:
     column = column or images[0]
     undecoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     shards = files or [f"shard {i} of the stream {name}" for i in range(data.num_shards)]
-    return undecoded, column, shards
+    return undecoded, column, shards, hashlib.sha256(repr(sorted(known.items())).encode()).hexdigest()
 
 
 def _hub_name(name: str) -> list[str]:

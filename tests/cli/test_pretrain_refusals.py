@@ -51,7 +51,10 @@ REFUSALS = {
     ),
     "wandb": (["--wandb", "project"], r".*wandb.*Install it: pip install 'iwm\[train\]', or wandb\."),
     "two streams": (["--data", "hf:"], r"--data takes one stream alone, .*"),
-    "choice": (["--data.on_unreadable", "fial"], r"data\.on_unreadable is 'fial': .*'skip' or 'fail'"),
+    "choice": (
+        ["--data.on_unreadable", "fial"],
+        r"data\.on_unreadable is 'fial': .*'skip' or 'fail'\. Did you mean \"fail\"\?",
+    ),
 }
 
 
@@ -63,6 +66,21 @@ def test_a_start_and_a_dry_run_refuse_the_same(command, monkeypatch, words, tmp_
     error = command(*words, *options, *dry).error
     assert re.fullmatch(rf"Error: {message}\n", error), error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["start", "dry run"])
+def test_a_run_that_cannot_go_on(command, words, tmp_path, dry):
+    """Its checkpoint is of other images, or of more steps than are asked for."""
+    assert command(*words).code == 0
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "more" / "more.png")
+    files = [path for path in (tmp_path / "run").iterdir() if path.name != ".lock"]
+    before = [path.stat().st_mtime_ns for path in files]
+    error = command(*words, "--data", tmp_path / "more", *dry).error
+    assert re.search(r"run was trained on 12 images .*, --data now holds 13 images", error), error
+    error = command(*words, "--steps", 2, "--resume", *dry).error
+    assert "run has done 3 steps already; ask for more than that, not 2." in error
+    assert before == [path.stat().st_mtime_ns for path in files]
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["start", "dry run"])

@@ -1,5 +1,7 @@
 """The pretraining task against a plain loop over samples."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,9 +99,11 @@ def test_targets_are_normalised_and_their_spread_is_logged(make_task):
     torch.testing.assert_close(targets.mean(-1), torch.zeros(4, 16), atol=1e-5, rtol=0)
     torch.testing.assert_close(targets.var(-1, correction=0), torch.ones(4, 16), atol=1e-4, rtol=0)
     centred = targets - targets.mean(0)
-    expected = (centred.square().sum(0) / 4).sqrt().mean()
-    assert list(scalars) == ["target_std"]
-    assert scalars["target_std"].item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = (centred.square().sum(0) / 3).mean().item()
+    assert list(scalars) == ["target_variance"]
+    assert scalars["target_variance"].item() == pytest.approx(expected, rel=1e-5)
+    seen = task.of_step({"loss": 1.0, "target_variance": expected})
+    assert seen == {"loss": 1.0, "target_std": pytest.approx(expected**0.5)}
     assert loss.dtype == torch.float32
 
 
@@ -172,7 +176,7 @@ def test_under_autocast_the_loss_stays_float32_and_close(make_task):
     exact = task(_crops(), 0, KEYS)[0].item()
     with torch.autocast("cpu", torch.bfloat16):
         loss, scalars = task(_crops(), 0, KEYS)
-    assert loss.dtype == scalars["target_std"].dtype == torch.float32
+    assert loss.dtype == scalars["target_variance"].dtype == torch.float32
     assert loss.item() != exact
     assert loss.item() == pytest.approx(exact, rel=0.02)
 
@@ -223,8 +227,8 @@ def test_tokens_that_tell_their_position_alone_are_a_collapse(make_task, layout)
     for encoder in (task.student, task.model.encoder):
         torch.nn.init.zeros_(encoder.patch_embed.proj.weight)
     _, scalars = task(_crops(), 0, KEYS)
-    assert scalars["target_std"].item() < 1e-6
-    seen = {"step": 5, "target_std": scalars["target_std"].item()}
+    seen = task.of_step({"step": 5, "target_variance": scalars["target_variance"].item()})
+    assert seen["target_std"] < 1e-6
     assert not task.sound(seen)
     assert any(task.collapse(seen) for _ in range(40))
 
@@ -246,6 +250,15 @@ def test_a_collapse_needs_a_low_spread_for_some_steps_after_the_warmup(make_conf
     for _ in range(40):
         late.collapse({"step": 0, "target_std": 0.0})
     assert [bool(late.collapse({"step": i, "target_std": 0.0})) for i in (89, 90)] == [False, True]
+
+
+def test_the_spread_is_that_of_the_batch_in_pieces_too(make_task):
+    """Of all ways to take two images, the mean is that of all four, so that no number of pieces is favoured."""
+    task = make_task()
+    whole = task(_crops(), 0, KEYS)[1]["target_variance"]
+    pairs = list(itertools.combinations(range(4), 2))
+    pieces = [task(_crops()[list(p)], 0, [KEYS[i] for i in p])[1]["target_variance"] for p in pairs]
+    assert torch.stack(pieces).mean().item() == pytest.approx(whole.item(), rel=1e-5)
 
 
 def test_one_image_says_nothing_of_a_collapse(make_task):

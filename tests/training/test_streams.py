@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -233,13 +234,19 @@ def test_a_killed_run_on_shards_goes_on_as_if_nothing_had_happened(shards, tmp_p
     ):
         with pytest.raises(InvalidConfigError, match=message):
             pretrain(config, data, out)
+    added = Path(shards).parent / "zz.tar"
+    shutil.copy(sorted(added.parent.glob("*.tar"))[0], added)
+    with pytest.raises(InvalidConfigError, match=r"trained on the stream .* now holds the stream"):
+        pretrain(config, [shards], out)
+    added.unlink()
     assert pretrain(config, [shards], out)
     assert _records(out) == _records(tmp_path / "whole")
     assert [record["step"] for record in _records(out)] == list(range(1, 11))
     for name in ("model.safetensors", "student.safetensors"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     described = json.loads((out / "config.json").read_text())
-    assert described["provenance"]["data"] == [{"stream": shards}]
+    (data,) = described["provenance"]["data"]
+    assert (data["stream"], len(data["files_sha256"])) == (shards, 64)
 
 
 def test_one_stream_alone(shards, photos, tmp_path):
