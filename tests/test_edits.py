@@ -121,7 +121,7 @@ def test_photographs(embedded, photo):
 def test_another_scene_is_said_to_be_one(embedded, photo):
     other = photo.transpose(Image.Transpose.ROTATE_180)
     _, report = embedded.infer_action(photo, other, starts=1, steps=4)
-    assert report.mismatch > 0.8
+    assert report.mismatch > 0.6
     assert not report.same_scene
     assert "no action explains the second image" in report.notes[0]
     assert "note: no action explains" in str(report)
