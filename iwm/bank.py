@@ -84,7 +84,11 @@ class Bank:
             latents: M latents.
             ids: one for each.
             dtype: how to store them; `torch.float16` halves the memory.
+
+        Raises:
+            InvalidConfigError: a dtype that is not of floating point.
         """
+        _check_dtype(dtype)
         return cls(latents.to(dtype or latents.tokens.dtype), range(len(latents)) if ids is None else ids)
 
     @classmethod
@@ -230,6 +234,11 @@ def distances(queries: Tensor, entries: Tensor) -> Tensor:
         for i in range(0, len(entries), rows)
     ]
     return torch.cat(parts, dim=1) if parts else flat.new_zeros(len(flat), 0)
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not dtype.is_floating_point:
+        raise InvalidConfigError(f"dtype is {dtype}; use torch.float32, torch.float16 or torch.bfloat16.")
 
 
 def _checked(ids: Iterable[Id | os.PathLike[str]], count: int) -> list[Id]:

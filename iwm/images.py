@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import math
 import os
 import sys
 import warnings
@@ -339,6 +340,11 @@ def _from_deep(image: Image.Image, name: str) -> Image.Image:
     scale = 1.0 if image.mode == "F" else 65535.0
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > scale:
         raise InvalidImageError(f"{name} has values outside 0 to {scale:g}; rescale it first.")
+    if image.mode == "I" and 0 < values.max() <= 255:
+        raise InvalidImageError(
+            f"{name} is of mode I, whose values go to 65535, and has none above {values.max():.0f}: "
+            'if they go to 255, write image.convert("L").'
+        )
     values *= 255.0 / scale
     gray = np.rint(values, out=values).astype(np.uint8)
     return Image.fromarray(gray).convert("RGB")
@@ -375,7 +381,14 @@ def check_pixels(images: Tensor) -> Tensor:
     pixels = images.detach().float()
     low, high = (float(v) for v in pixels.aminmax())
     if not (low >= 0.0 and high <= 1.0):
-        hint = " Divide by 255, or pass uint8." if high > 1.5 else " Do not normalise: the model does that."
+        if not (math.isfinite(low) and math.isfinite(high)):
+            hint = " It must be finite."
+        elif low < -0.2:
+            hint = " Do not normalise: the model does that."
+        elif high > 1.5:
+            hint = " Divide by 255, or pass uint8."
+        else:
+            hint = " Write tensor.clamp(0, 1) if that is rounding, as after resizing."
         raise InvalidImageError(
             f"Float tensor with values from {low:.8g} to {high:.8g}; expected [0, 1].{hint}"
         )

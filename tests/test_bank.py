@@ -15,6 +15,7 @@ from iwm.errors import (
     IncompatibleLatentError,
     IncompatibleWeightsError,
     InvalidActionError,
+    InvalidConfigError,
     InvalidImageError,
     WeightsUnavailableError,
 )
@@ -84,6 +85,11 @@ def test_distances_are_taken_in_float32_and_of_nothing_are_empty():
     difference = queries.tokens.double()[:, None] - entries.tokens.double()[None]
     np.testing.assert_allclose(measured, difference.square().sum((2, 3)).sqrt(), rtol=1e-5)
     assert distances(queries.tokens, entries.tokens[:0]).shape == (2, 0)
+
+
+def test_latents_are_not_stored_as_whole_numbers():
+    with pytest.raises(InvalidConfigError, match=r"dtype is torch\.int8; use torch\.float32"):
+        Bank.from_latents(latents(3), dtype=torch.int8)
 
 
 def test_float16_storage_rounds_and_nothing_else():

@@ -153,6 +153,10 @@ def test_a_model_without_one_says_how_to_train_it(tiny_config, tmp_path):
 def test_another_latent_space_is_refused(model, folder, tiny_config, tmp_path):
     other = WorldModel(tiny_config())
     torch.nn.init.normal_(other.encoder.patch_embed.proj.weight)
+    with pytest.raises(
+        IncompatibleLatentError, match="A Tensor is no latent; pass what encode or apply_action"
+    ):
+        model.decode(model.encode(torch.zeros(3, 32, 32)).tokens)
     with pytest.raises(IncompatibleLatentError, match=r"made by another encoder"):
         model.decode(other.encode(torch.rand(1, 3, 32, 32)))
     with pytest.raises(IncompatibleWeightsError, match=f"space {model.space}, this model's is {other.space}"):

@@ -211,8 +211,10 @@ def test_decompression_bombs(tmp_path, monkeypatch, side):
         (torch.zeros(3, 32, 32, dtype=torch.long), r"torch\.int64"),
         (torch.zeros(3, 32, 32, dtype=torch.bool), r"torch\.bool"),
         (torch.full((3, 32, 32), 200.0), "Divide by 255"),
-        (torch.full((3, 32, 32), -0.01), "Do not normalise"),
-        (torch.full((3, 32, 32), 1.01), "Do not normalise"),
+        (torch.full((3, 32, 32), -0.01), r"Write tensor\.clamp\(0, 1\)"),
+        (torch.full((3, 32, 32), 1.01), r"Write tensor\.clamp\(0, 1\)"),
+        (torch.linspace(-2, 2, 3 * 32 * 32).view(3, 32, 32), "Do not normalise"),
+        (torch.full((3, 32, 32), torch.nan), "It must be finite"),
         (torch.rand(3, 32, 32).index_fill(2, torch.tensor([5]), float("nan")), "nan"),
         (torch.rand(3, 50, 50).index_fill(2, torch.tensor([5]), float("inf")), "inf"),
     ],
@@ -220,6 +222,14 @@ def test_decompression_bombs(tmp_path, monkeypatch, side):
 def test_bad_tensors(preprocess, tensor, message):
     with pytest.raises(InvalidImageError, match=message):
         preprocess(tensor)
+
+
+def test_eight_bits_in_a_deep_mode_are_not_taken_for_black(preprocess):
+    with pytest.raises(
+        InvalidImageError, match=r'none above 200: if they go to 255, write image\.convert\("L"\)'
+    ):
+        preprocess(Image.new("L", (32, 32), 200).convert("I"))
+    assert preprocess(Image.new("I", (32, 32), 0)).max() == 0
 
 
 @pytest.mark.parametrize("images", [None, 3, object(), [None], b"abc", [[Image.new("RGB", (4, 4))]]])

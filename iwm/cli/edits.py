@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,10 +22,15 @@ from iwm.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from iwm.latent import Latent
+    from iwm.restoring import Restored
     from iwm.world_model import WorldModel
 
 _MOST_REFERENCES = 256
+_QUALITY = 95
+"""Of what is written as JPEG or WebP."""
 
 
 def explain_command(
@@ -62,13 +68,16 @@ def restore_command(
             help="Folder of untouched photographs of many kinds, some hundred; or what iwm encode made of it."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Image file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Image file to write, another one.")],
     seed: Annotated[int, typer.Option(min=0, help="Of what is learned from the references.")] = 0,
     model: ModelName = "iwm-tiny",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Find out what was done to a photograph, and take back what pixels allow."""
+    """Find out what was done to a photograph, and take back what pixels allow.
+
+    EXIF data is kept. Where nothing is taken back, --out is a copy of the file if it ends alike.
+    """
     from iwm.edits import in_words
     from iwm.images import EXTENSIONS, open_rgb
     from iwm.restoring import restore
@@ -77,11 +86,13 @@ def restore_command(
     check_output(out)
     if out.suffix.lower() not in EXTENSIONS:
         raise typer.BadParameter(f"{out} is no image file; end it in .jpg or .png.", param_hint="--out")
+    if out.exists() and image.exists() and out.samefile(image):
+        raise typer.BadParameter("It is the photograph itself; name another file.", param_hint="--out")
     picture = open_rgb(image)
     world_model = load_model(model, device, exported=True)
     _, report = undo(world_model, picture, _read_references(references, world_model), seed=seed)
     restored = restore(picture, report.photometry)
-    restored.image.save(out)
+    _write(restored, image, out)
     if as_json:
         undone = in_words(restored.undone)
         print_json({"out": str(out), "undone": undone, "lost": list(restored.lost)} | report.to_dict())
@@ -91,6 +102,24 @@ def restore_command(
     for line in restored.lost:
         console.print(f"not undone: {line}")
     console.print(f"Wrote {out}.")
+
+
+def _write(restored: Restored[Image.Image], source: Path, out: Path) -> None:
+    """The image with the EXIF data of its source; or the source's own bytes, where nothing was undone."""
+    from PIL import ExifTags, Image
+
+    from iwm.actions import Photometry
+    from iwm.files import atomic_write
+
+    with atomic_write(out) as temporary:
+        if restored.undone == Photometry() and out.suffix.lower() == source.suffix.lower():
+            shutil.copyfile(source, temporary)
+            return
+        with Image.open(source) as opened:
+            exif = opened.getexif()
+        exif.pop(ExifTags.Base.Orientation, None)  # The pixels are upright.
+        kind = Image.registered_extensions()[out.suffix.lower()]
+        restored.image.save(temporary, format=kind, exif=exif, quality=_QUALITY)
 
 
 def _read_references(place: Path, model: WorldModel) -> Latent:

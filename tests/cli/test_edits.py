@@ -1,8 +1,10 @@
 """`iwm explain` and `iwm restore`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import iwm
 from iwm.actions import CLEAN, Action, Photometry
@@ -122,6 +124,39 @@ def test_restore_writes_an_image_and_says_what_it_could_not_do(
     with Image.open(out) as restored, Image.open(edited) as before:
         assert restored.size == before.size
     assert "Wrote" in command(*words).words
+
+
+@pytest.mark.usefixtures("gray_report")
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff", ".bmp"])
+def test_restore_keeps_what_the_file_says_of_itself(
+    command, edited, references, tmp_path, symmetric_folder, suffix
+):
+    source = tmp_path / "taken.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "a camera", 6
+    Image.open(edited).convert("RGB").resize((40, 60)).save(source, exif=exif)
+    out = tmp_path / "new folder" / f"restored{suffix}"
+    words = ("restore", source, "--references", references, "--model", symmetric_folder, "--out")
+    assert command(*words, out).code == 0
+    with Image.open(out) as restored:
+        assert restored.size == (60, 40)  # Upright.
+        assert restored.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        assert suffix == ".bmp" or restored.getexif()[ExifTags.Base.Make] == "a camera"
+    content = source.read_bytes()
+    assert "It is the photograph itself; name another file." in command(*words, source).words
+    assert source.read_bytes() == content
+    assert sorted(out.parent.iterdir()) == [out]
+
+
+def test_restore_copies_what_nothing_is_taken_back_from(
+    command, monkeypatch, gray_report, edited, references, tmp_path, symmetric_folder
+):
+    nothing = replace(gray_report, photometry=CLEAN, action=Action())
+    monkeypatch.setattr("iwm.undoing.undo", lambda model, image, references, seed: (None, nothing))
+    out = tmp_path / f"copy{edited.suffix}"
+    words = ("restore", edited, "--references", references, "--model", symmetric_folder, "--out", out)
+    assert command(*words).code == 0
+    assert out.read_bytes() == edited.read_bytes()
 
 
 def test_restore_of_what_cannot_be(command, files, photos, tmp_path, symmetric_folder):
