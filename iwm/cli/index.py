@@ -53,7 +53,6 @@ def index_command(
 
     Stop it whenever you like: the same command goes on. What cannot be read is skipped and listed.
     """
-    from iwm.errors import InvalidDataError
     from iwm.index.library import check_engine
     from iwm.index.walk import check_roots
 
@@ -70,6 +69,7 @@ def index_command(
         _write_report(report, done)
     if as_json:
         print_json({"library": out, "model": index.model_name, "space": index.space} | asdict(done))
+        _check_filled(done, photos)
         return
     for remark in done.skipped[:_SHOWN]:
         warn(f"skipped: {remark.words if remark.path in remark.words else f'{remark.path}: {remark.words}'}")
@@ -81,9 +81,15 @@ def index_command(
         f"{one_line(out)}: {done.added} added, {done.updated} updated, {done.unchanged} unchanged, "
         f"{done.removed} removed, {len(done.skipped)} skipped; {done.photos} photographs ({done.seconds:.1f} s)."
     )
+    _check_filled(done, photos)
+    console.print(f"Search it: iwm search {one_line(out)} --image photo.jpg --brightness 0.6", style="dim")
+
+
+def _check_filled(done: IndexReport, photos: list[str]) -> None:
+    from iwm.errors import InvalidDataError
+
     if not done.photos:
         raise InvalidDataError(f"The library is empty: no image in {', '.join(photos)} could be read.")
-    console.print(f"Search it: iwm search {one_line(out)} --image photo.jpg --brightness 0.6", style="dim")
 
 
 def open_or_create(path: str, model: str | None, device: str) -> tuple[Index, WorldModel]:

@@ -39,6 +39,9 @@ _SCAN_ROWS = 1024
 
 T = TypeVar("T")
 
+Ids = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+"""Photographs of a library, by path; or one."""
+
 _ENGINES = ("local", "ray")
 
 
@@ -152,10 +155,13 @@ class Index:
 
         Raises:
             IncompatibleLatentError: another model made the library.
+            InvalidConfigError: a `batch_size` of less than 1, or an unknown engine.
             InvalidDataError: one of `photos` does not exist.
             LibraryError: another process is writing.
             SaveError: the disk is full, or the library cannot be written.
         """
+        if batch_size < 1:
+            raise InvalidConfigError(f"batch_size is {batch_size}; it must be at least 1.")
         self.check_model(model)
         check_engine(engine)
         roots = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
@@ -173,14 +179,14 @@ class Index:
                 prune=prune, batch_size=batch_size, on_commit=on_commit, watch=watch,
             )  # fmt: skip
 
-    def delete(self, ids: Iterable[str | os.PathLike[str]]) -> int:
+    def delete(self, ids: Ids) -> int:
         """Remove photographs from the library; their files stay.
 
         Their latents leave the disk at once where they are more than a tenth of the library's, and
         with the deletion that reaches this share otherwise.
 
         Args:
-            ids: paths, as searches return them.
+            ids: paths, as searches return them, or one.
 
         Returns:
             How many there were.
@@ -189,9 +195,10 @@ class Index:
             LibraryError: another process is writing.
             SaveError: the library cannot be written.
         """
+        paths = _paths(ids)
         with self._store.writing():
             before = self._store.count()
-            self._store.delete([library_path(path) for path in ids])
+            self._store.delete(paths)
             self._store.maintain()
             return before - self._store.count()
 
@@ -224,11 +231,11 @@ class Index:
         """
         return self._read(lambda: self._store.count(where.sql() if where else None))
 
-    def photos(self, ids: Iterable[str | os.PathLike[str]]) -> list[PhotoRecord]:
+    def photos(self, ids: Ids) -> list[PhotoRecord]:
         """What the library knows of photographs besides their latents.
 
         Args:
-            ids: paths, as searches return them.
+            ids: paths, as searches return them, or one.
 
         Returns:
             Records in the order of `ids`, without those that are not in the library.
@@ -236,7 +243,7 @@ class Index:
         Raises:
             LibraryError: the library cannot be read.
         """
-        paths = [library_path(path) for path in ids]
+        paths = _paths(ids)
         rows = self._read(lambda: self._store.rows(paths, COLUMNS).to_pylist())
         records = {row["path"]: PhotoRecord(**row) for row in rows}
         return [records[path] for path in paths if path in records]
@@ -325,6 +332,11 @@ class Index:
         about = self._store.about
         flat = torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).copy())
         return flat.view(len(column), -1, about.width)
+
+
+def _paths(ids: Ids) -> list[str]:
+    """As the library has them."""
+    return [library_path(path) for path in ([ids] if isinstance(ids, str | os.PathLike) else ids)]
 
 
 def check_engine(name: str) -> None:

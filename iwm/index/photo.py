@@ -107,11 +107,12 @@ def _about(path: str, data: bytes) -> tuple[int, int, datetime | None, str]:
                 width, height = height, width
             return width, height, _taken(exif), _remark(image, data)
     except UnidentifiedImageError as error:
-        package = _NEED_A_DECODER.get(os.path.splitext(path)[1].lower())
-        if package:
+        suffix = os.path.splitext(path)[1].lower()
+        package = _NEED_A_DECODER.get(suffix)
+        if package and suffix not in Image.registered_extensions():
             raise InvalidImageError(
                 f"Cannot read {path}: no decoder for this format is installed; convert it to JPEG, "
-                f"or register one in Python ({package})."
+                f"or index it from Python after registering one ({package})."
             ) from error
         raise InvalidImageError(f"Cannot read {path} as an image: its format is not known.") from error
     except Exception as error:  # Decoders of damaged files raise many kinds.

@@ -2,9 +2,9 @@
 
 The first stage of a search needs vectors that can be compared by the hundred thousand. Tokens
 averaged over the grid do not serve: photographs of one library differ mostly in detail that
-averaging removes. Measured on 3,900 photographs and `iwm-tiny`, 42% of the true ten nearest are among
-200 candidates by averaged tokens, 60% by averages of the four quarters, 84% of the sixteen 2 x 2
-blocks, and all by what is used here: a random projection of all tokens (docs/RETRIEVAL.md).
+averaging removes. Of the true ten nearest of 3,900 photographs just over half are among 200
+candidates by averaged tokens, and all by what is used here: a random projection of all tokens. The
+table is in docs/RETRIEVAL.md.
 
 The projection is a count sketch [Charikar, Chen, Farach-Colton 2002]: every coordinate is added, with a
 random sign, to one of `SKETCH` sums. The squared distance of two sketches is that of the latents in

@@ -58,6 +58,10 @@ class Desk:
 
     def __init__(self, model: WorldModel, shelf: Shelf | None, uploads: Path) -> None:
         model.check_can_act()
+        if model.config.predictor.conditioning == "none":
+            raise InvalidActionError(
+                f"{model.config.name} is invariant by construction: it knows no actions. Load another model."
+            )
         if model.config.decoder is not None:
             model.load_decoder()
         self.model, self.shelf, self._uploads = model, shelf, uploads.resolve()

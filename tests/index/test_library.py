@@ -210,6 +210,7 @@ def test_what_is_known_of_photographs(filled, model, folder):
     )  # fmt: skip
     assert (other.path, other.taken) == (str(second), None)
     assert filled.photos([]) == []
+    assert filled.photos(first) == filled.photos(str(first)) == filled.photos([first]) != []
 
 
 def test_counting_what_a_search_may_find(filled, folder):
@@ -240,12 +241,15 @@ def test_reads_start_again_where_files_were_cleared_away_and_end_in_words(filled
 
 
 def test_deleting_rows(filled, model, folder):
-    first, second, *_ = sorted(folder.rglob("*.jpg"))
+    first, second, third, *_ = sorted(folder.rglob("*.jpg"))
     assert filled.delete([first, str(second), "/no/such.jpg"]) == 2
     assert len(filled) == 10
     assert str(first) not in filled.search(model.encode(first), 12).ids[0]
     assert first.exists()
     assert filled.delete([]) == 0
+    before = len(filled)
+    assert filled.delete(str(third)) == 1
+    assert len(filled) == before - 1
 
 
 def test_places_where_no_library_is(tmp_path, model, monkeypatch):

@@ -8,7 +8,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
 from iwm.errors import InvalidImageError
 from iwm.index import photo
@@ -132,6 +132,13 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
 def test_what_cannot_be_read_says_why(model, data, name, message):
     with pytest.raises(InvalidImageError, match=message):
         read(model, data, f"/p/{name}")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_damaged_file_is_not_blamed_on_a_missing_decoder(model):
+    with pytest.raises(InvalidImageError, match=r"Cannot read /p/a\.avif as an image") as caught:
+        read(model, image_bytes("AVIF")[:40], "/p/a.avif")
+    assert "decoder" not in str(caught.value)
 
 
 def test_a_picture_of_too_many_pixels(model, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import iwm
-from iwm.errors import InvalidDataError, LibraryError, SaveError
+from iwm.errors import InvalidConfigError, InvalidDataError, LibraryError, SaveError
 from iwm.index import store as store_module
 from iwm.index import update as update_module
 from iwm.index.report import Remark
@@ -45,6 +45,8 @@ def empty_query(index):
 
 def test_only_new_and_changed_photographs_are_encoded(index, model, folder, encoded):
     files = sorted(folder.rglob("*.jpg"))
+    with pytest.raises(InvalidConfigError, match="batch_size is 0; it must be at least 1"):
+        index.update(model, folder, batch_size=0)
     first = index.update(model, folder, batch_size=5)
     assert (counts(first), first.photos, encoded) == ((12, 0, 0, 0), 12, [5, 5, 2])
     assert counts(index.update(model, folder)) == (0, 0, 12, 0)

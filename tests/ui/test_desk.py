@@ -9,6 +9,7 @@ from iwm.errors import InvalidActionError, InvalidImageError
 from iwm.ui.desk import MOST_BYTES, Desk, Kept
 from iwm.ui.html import NOTHING_YET
 from iwm.ui.photo import encode_photo
+from iwm.world_model import WorldModel
 
 CLEAN = (1.0, 1.0, 1.0, 0.0, False, 0.0, False)
 DARK = (0.6, 1.0, 1.0, 0.0, False, 0.0, False)
@@ -98,6 +99,11 @@ def test_a_model_that_cannot_act_is_refused_at_once(acting_model, tmp_path):
     acting_model.config = acting_model.config.replace(tuned="all")
     with pytest.raises(InvalidActionError, match="finetuned"):
         Desk(acting_model, None, tmp_path)
+
+
+def test_so_is_one_that_knows_no_actions(tiny_config, tmp_path):
+    with pytest.raises(InvalidActionError, match="is invariant by construction: it knows no actions"):
+        Desk(WorldModel(tiny_config(conditioning="none")), None, tmp_path)
 
 
 def test_so_is_one_that_has_nothing_to_move(acting_model, tmp_path):
