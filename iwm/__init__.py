@@ -60,17 +60,22 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-    elif name in ("errors", "evaluation"):
-        value = importlib.import_module(f"iwm.{name}")
-    else:
-        from iwm.errors import nearest
+_MODULES = ("edits", "errors", "evaluation", "figures", "images", "index", "planning", "undoing")
+"""Parts of the package that `import iwm` gives, as it gives names."""
 
-        raise AttributeError(f'module "iwm" has no attribute "{name}".{nearest(name, __all__)}')
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # Where it would make every misspelt name a good one.
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = getattr(importlib.import_module(_HOMES[name]), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"iwm.{name}")
+        else:
+            from iwm.errors import nearest
+
+            raise AttributeError(f'module "iwm" has no attribute "{name}".{nearest(name, __all__)}')
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

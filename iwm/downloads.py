@@ -152,7 +152,12 @@ def open_source(
     if os.path.isfile(place):
         raise UnknownModelError(f"{place} is a file; name the folder that holds config.json and the weights.")
     if name is None:
-        raise UnknownModelError(f'No folder or repository ("org/name") is called "{os.fspath(place)}".')
+        from iwm.zoo import ZOO
+
+        known = f' Write iwm.load("{place}").' if place in ZOO else ""
+        raise UnknownModelError(
+            f'No folder or repository ("org/name") is called "{os.fspath(place)}".{known}'
+        )
     if revision is not None and name.revision not in (None, revision):
         raise UnknownModelError(
             f'"{place}" names revision {name.revision} and revision="{revision}" another; give one of them.'

@@ -244,9 +244,16 @@ class WorldModel(StoredModel):
 
         Raises:
             WeightsUnavailableError: the model has no decoder, or its file cannot be had.
-            IncompatibleLatentError: a latent of another encoder.
+            IncompatibleLatentError: no latent, or one of another encoder.
+            InvalidConfigError: `batch_size` is less than 1.
             IncompatibleWeightsError: the decoder belongs to another encoder.
         """
+        if not isinstance(latent, Latent):
+            raise IncompatibleLatentError(
+                f"A {type(latent).__name__} is no latent; pass what encode or apply_action returned."
+            )
+        if batch_size < 1:
+            raise InvalidConfigError(f"batch_size is {batch_size}; it must be at least 1.")
         self._check_space(latent)
         decoder = self.load_decoder()
         parts = torch.split(latent.tokens.to(self._like), batch_size)

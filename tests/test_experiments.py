@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -262,6 +263,7 @@ def test_rows_of_one_command_share_a_run(leverage, data_sets, options):
     assert folders("prediction")["null action, teacher, whole image"] == protocols["predictor, pretrained"]
     named = set(protocols.values()) | set(spectrum.values())
     assert len(named) == len(protocols) + len(spectrum) - 1
+    shutil.copytree(options.twin, "elsewhere/model")
     options.twin = "elsewhere/model"  # Called like the other one.
     assert len(set(folders("spectrum").values())) == len(spectrum)
 
@@ -300,12 +302,19 @@ def test_runs_are_done_once_and_those_of_another_command_refused(leverage, monke
     options.images = 5
     leverage.run_all(options, study)
     assert len(asked) == 4
+    shutil.copytree(options.model, "elsewhere/model")
     before, options.model = options.model, "elsewhere/model"
     with pytest.raises(SystemExit, match=rf"was made by\n.*{before}(.|\n)*elsewhere/model(.|\n)*--out"):
         leverage.run_all(options, study)
     options.model = before
-    (Path(first[0]["folder"]) / "command.txt").unlink()
     options.images = 10
+    kept = Path(first[0]["folder"]) / "model.txt"
+    kept.write_text("0123\n")
+    with pytest.raises(
+        SystemExit, match=r"was made with other weights of the same name\. Take another --out"
+    ):
+        leverage.run_all(options, study)
+    (Path(first[0]["folder"]) / "command.txt").unlink()
     with pytest.raises(SystemExit, match="a command that it does not name"):
         leverage.run_all(options, study)
     assert len(asked) == 4
@@ -377,10 +386,19 @@ def test_several_tasks_are_compared_with_each_alone(leverage, paired, tmp_path):
     assert f"- one predictor for all, average over alone: {paired.interval(gain, gain, gain)}" in text
 
 
-def test_what_keeps_no_answers_has_no_interval(leverage, tmp_path):
+def test_probes_are_compared_by_the_answers_they_wrote(leverage, paired, tmp_path):
     study = leverage.STUDIES["marginal"]
-    text = leverage.table(study, study.data[0], _made_up(leverage, study, tmp_path), tmp_path)
-    assert "- 16 predictions over the encoding: +3.0%, without an interval" in text
+    found = _made_up(leverage, study, tmp_path)
+    for results in found.values():
+        for result in results:
+            folder = Path(result["folder"])
+            right = json.loads((folder / "answers-imagenette.json").read_text())
+            said = [{"image": "x", "class": "a", "answer": "a" if one else "b"} for one in right]
+            (folder / "answers.json").write_text(json.dumps(said))
+            (folder / "answers-imagenette.json").unlink()
+    text = leverage.table(study, study.data[0], found, tmp_path)
+    expected = paired.interval(torch.tensor([0, 0, 1, 0.5]).double())
+    assert f"- 16 predictions over the encoding: {expected}" in text
 
 
 @pytest.mark.parametrize("name", ["protocols", "spectrum"])

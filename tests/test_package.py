@@ -129,6 +129,20 @@ def test_rooms_of_the_root():
     }
 
 
+def test_documented_modules_need_no_import_of_their_own():
+    code = "import iwm; print(iwm.index.Filter, iwm.undoing.EditReader, iwm.images.to_pil, iwm.figures, iwm.planning)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_type_checkers_see_no_catch_all():
+    """With a module's `__getattr__` in sight they would take every misspelt name for a good one."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    hidden = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "not TYPE_CHECKING"]
+    assert [f.name for n in hidden for f in n.body if isinstance(f, ast.FunctionDef)] == ["__getattr__"]
+    assert "__getattr__" not in [f.name for f in tree.body if isinstance(f, ast.FunctionDef)]
+
+
 def test_a_misspelt_name_gets_the_nearest():
     with pytest.raises(AttributeError, match=r'"iwm" has no attribute "Latnet"\. Did you mean "Latent"'):
         iwm.Latnet  # noqa: B018
