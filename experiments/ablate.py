@@ -130,20 +130,16 @@ def train_and_measure(arm: Arm, options: argparse.Namespace, threads: int) -> di
     """Run the commands of an arm that have not been run yet; its scores by name."""
     model = ["--model", str(arm.folder)]
     held_out = ["--data", options.held_out, "--images", str(options.images)]
+
+    def mrr(protocol: str, distribution: str) -> list[str]:
+        drawn = ["--distribution", distribution, "--strength", "strong"]
+        return ["eval", "mrr", *model, *held_out, "--protocol", protocol, *drawn]
+
     commands = {
         "train": ["pretrain", *arm.words(options)],
-        "apply": ["eval", "mrr", *model, *held_out, "--protocol", "apply", "--distribution", "full"],
-        "apply, jitter": [
-            "eval",
-            "mrr",
-            *model,
-            *held_out,
-            "--protocol",
-            "apply",
-            "--distribution",
-            "jitter",
-        ],
-        "undo": ["eval", "mrr", *model, *held_out, "--protocol", "undo", "--distribution", "full"],
+        "apply": mrr("apply", "full"),
+        "apply, jitter": mrr("apply", "jitter"),
+        "undo": mrr("undo", "full"),
         "k-NN": ["eval", "knn", *model, "--train", options.neighbours, "--val", options.held_out],
     }
     results: dict[str, Any] = {"commands": {}}
