@@ -32,7 +32,7 @@ from iwm.files import write_text
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.recipes import find_recipe
 from iwm.pretraining.task import PretrainTask
-from iwm.training.execution import prefer_plain_attention
+from iwm.training.execution import autocast, prefer_plain_attention
 
 BASE = {
     "optim.stretch": "1.25",
@@ -194,7 +194,7 @@ def step_seconds(arms: list[Arm], rounds: int = 5, steps: int = 4) -> dict[str, 
             started = time.perf_counter()
             for step in range(number * steps, (number + 1) * steps):
                 keys = [(step, index) for index in range(len(crops))]
-                with torch.autocast("cpu", torch.bfloat16):
+                with autocast(torch.device("cpu"), config.precision):
                     loss, _ = task(crops, step, keys)
                 loss.backward()
                 optimizer.step()

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from iwm.files import atomic_write
 from iwm.finetuning.augment import photometric
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.datasets import CropDataset, Sample
+from iwm.training.execution import autocast
 from iwm.world_model import WorldModel
 
 _BATCH = 64
@@ -124,8 +124,7 @@ def encode_views(
     pixels = crops.float() / 255.0
     if config.augment.photometry:
         pixels = photometric(pixels, model.config.actions.distribution, config.seed, keys)
-    half = torch.autocast(crops.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-    with half:
+    with autocast(crops.device, config.precision):
         tokens: Tensor = model.encoder(pixels)
     return tokens
 

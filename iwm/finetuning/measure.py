@@ -14,13 +14,20 @@ from iwm.evaluation.classification import ClassificationReport, class_logits
 from iwm.evaluation.segmentation import measured
 from iwm.finetuning.folders import Split, TaskData
 from iwm.loading import load
+from iwm.training.config import Precision
+from iwm.training.execution import autocast
 from iwm.world_model import WorldModel
 
 _BATCH = 64
 
 
 def validator(
-    model: WorldModel, adapter: Adapter, tasks: Sequence[TaskData], *, keep: bool, half: bool = False
+    model: WorldModel,
+    adapter: Adapter,
+    tasks: Sequence[TaskData],
+    *,
+    keep: bool,
+    precision: Precision = "float32",
 ) -> Callable[[], dict[str, float]]:
     """A function that measures model and adapter as they are, in eval mode, on the validation images.
 
@@ -29,7 +36,7 @@ def validator(
         adapter: what is measured.
         tasks: supply images and labels.
         keep: hold the images' latents in memory after the first time; for a frozen encoder.
-        half: compute under bfloat16 autocast, faster; the final scores never do.
+        precision: of matrix products; the final scores are always computed in float32.
     """
     kept: dict[str, list[Tensor]] = {}
 
@@ -55,8 +62,7 @@ def validator(
         return accuracy(task)
 
     def scores() -> dict[str, float]:
-        device = model.encoder.mean.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        with autocast(model.encoder.mean.device, precision):
             return {task.name: score(task) for task in tasks}
 
     return scores

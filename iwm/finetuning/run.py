@@ -142,7 +142,7 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
         config, model, adapter,
         classes=[c for t in plan.tasks for c in t.train.classes],
         lengths=[len(t.train) for t in plan.tasks],
-        validate=validator(model, adapter, plan.tasks, keep=config.cache_views > 0, half=config.precision == "bf16"),
+        validate=validator(model, adapter, plan.tasks, keep=config.cache_views > 0, precision=config.precision),
     ).to(world.device)  # fmt: skip
     _prepare(config, task, world.device)
     base = model.config

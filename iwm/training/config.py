@@ -101,7 +101,8 @@ class RunConfig:
             mixing or erasing is not, as these look at, or are drawn for, one piece.
         seed: every random draw depends on it, on the epoch and on the sample alone.
         device: `auto` (CUDA where there is one), or a torch device.
-        precision: `bf16` runs matrix products in bfloat16 under autocast.
+        precision: `bf16` runs matrix products in bfloat16 under autocast, but on processors that
+            only emulate it, which take float32.
         compile: run transformer blocks through `torch.compile`; slow to start.
         activation_checkpointing: keep only the input of every block for the backward pass, which
             runs the block again: less memory, more work.

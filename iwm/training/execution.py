@@ -3,7 +3,9 @@
 None of it changes a parameter's name or, but for rounding, a result.
 """
 
-from functools import partial
+import logging
+import time
+from functools import cache, partial
 
 import torch
 from timm.models.vision_transformer import Attention, Block
@@ -11,6 +13,47 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from iwm.predictor import AdaLNBlock
+from iwm.training.config import Precision
+
+log = logging.getLogger(__name__)
+
+_TOO_SLOW = 4.0
+"""Times float32: processors with bfloat16 need less than once its time, those that emulate it up to 60 times."""
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """A context in which matrix products are computed in a precision.
+
+    Processors that only emulate bfloat16 (x86 without AVX-512, for one) compute in float32, which
+    is closer to the exact result and many times faster; that is logged once.
+    """
+    enabled = precision == "bf16" and not (device.type == "cpu" and _emulates_bf16())
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@cache
+def _emulates_bf16() -> bool:
+    """Whether bfloat16 is so much slower than float32 on this processor that it must be emulated."""
+    seconds = {dtype: _seconds_of_a_product(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    ratio = seconds[torch.bfloat16] / seconds[torch.float32]
+    if ratio > _TOO_SLOW:
+        log.warning(
+            "This processor needs %.0f times as long for matrix products in bfloat16 as in float32; "
+            "float32 is used. --precision float32 says the same and is not measured.",
+            ratio,
+        )
+    return ratio > _TOO_SLOW
+
+
+def _seconds_of_a_product(dtype: torch.dtype, side: int = 192) -> float:
+    """The shortest of five tries, after one that sets things up."""
+    matrix = torch.ones(side, side, dtype=dtype)
+    taken = []
+    for _ in range(6):
+        started = time.perf_counter()
+        matrix @ matrix
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])
 
 
 def prepare_blocks(module: nn.Module, *, compiled: bool, recomputed: bool, random: bool = False) -> None:

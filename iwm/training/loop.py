@@ -29,6 +29,7 @@ from iwm.training import schedules
 from iwm.training.config import OptimConfig, RunConfig
 from iwm.training.data import Source
 from iwm.training.distributed import World
+from iwm.training.execution import autocast
 from iwm.training.optimizer import make_optimizer, set_schedule
 from iwm.training.progress import Progress, Waits, memory_mb
 from iwm.training.run_folder import RunFolder
@@ -306,9 +307,7 @@ class _Trainer:
             # Gradients travel between processes once a step, with the last piece.
             wait = piece < pieces - 1 and isinstance(self.module, DistributedDataParallel)
             with self.module.no_sync() if wait else nullcontext():  # type: ignore[operator]
-                with torch.autocast(
-                    self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-                ):
+                with autocast(self.world.device, self.config.precision):
                     loss, scalars = self.module(crops[part], step, keys[part])
                 (loss / pieces).backward()
             for name, value in ({"loss": loss.detach()} | scalars).items():

@@ -139,7 +139,8 @@ def test_the_same_crops_take_their_places_on_any_number_of_processes(tmp_path, p
 def test_a_stream_without_one_readable_image_is_an_error(tmp_path, caplog):
     write_tar(tmp_path / "0.tar", {f"{n}.jpg": b"no image" for n in range(6)})
     with pytest.raises(
-        InvalidDataError, match=r"^None of 40 successive images of the stream .*0\.tar \(files \w{12}\) can be read"
+        InvalidDataError,
+        match=r"^None of 40 successive images of the stream .*0\.tar \(files \w{12}\) can be read",
     ):
         run_stream(f"{tmp_path}/0.tar")
     assert len(caplog.records) == 6
@@ -188,7 +189,10 @@ def _no_tar(folder):
 def _later_no_tar(folder):
     write_tar(folder / "a.tar", {"1.jpg": jpeg(1)})
     (folder / "b.tar").write_text("words" * 200)
-    return f"{folder}/*.tar", r"the stream .*\.tar breaks off: ReadError.* the same command goes on"
+    return (
+        f"{folder}/*.tar",
+        r"the stream .*\.tar \(files \w{12}\) breaks off: ReadError.* the same command goes on",
+    )
 
 
 def _only_words(folder):

@@ -8,7 +8,8 @@ from torch import nn
 from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
-from iwm.training.execution import prefer_plain_attention, prepare_blocks
+from iwm.training import execution
+from iwm.training.execution import autocast, prefer_plain_attention, prepare_blocks
 
 KEYS = [(0, index) for index in range(4)]
 
@@ -95,3 +96,34 @@ def test_plain_attention_is_the_same_function():
     prefer_plain_attention(nn.Sequential(attention))
     assert attention.fused_attn is False
     torch.testing.assert_close(attention(tokens), fused)
+
+
+@pytest.mark.parametrize(
+    ("times", "dtype"), [(0.5, torch.bfloat16), (3, torch.bfloat16), (60, torch.float32)]
+)
+def test_bfloat16_that_a_processor_emulates_gives_way_to_float32(monkeypatch, caplog, times, dtype):
+    def seconds(measured):
+        asked.append(measured)
+        return 1e-4 * (times if measured == torch.bfloat16 else 1)
+
+    asked = []
+    monkeypatch.setattr(execution, "_seconds_of_a_product", seconds)
+    execution._emulates_bf16.cache_clear()
+    for _ in range(2):
+        with autocast(torch.device("cpu"), "bf16"):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert sorted(map(str, asked)) == ["torch.bfloat16", "torch.float32"]  # Once a process.
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [m for m in said if "60 times as long" in m and "--precision float32" in m]
+    assert len(said) == (dtype == torch.float32)
+    execution._emulates_bf16.cache_clear()
+
+
+def test_nothing_is_measured_where_bfloat16_is_not_asked_for(monkeypatch):
+    monkeypatch.setattr(execution, "_emulates_bf16", lambda: pytest.fail("measured"))
+    with autocast(torch.device("cpu"), "float32"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_a_product_is_timed():
+    assert 0 < execution._seconds_of_a_product(torch.float32) < 1

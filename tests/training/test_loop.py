@@ -9,7 +9,7 @@ import torch
 from linear_task import SIZE, LinearTask, comparable, loop_config, metrics_of
 
 from iwm.errors import InvalidConfigError
-from iwm.training import schedules
+from iwm.training import execution, schedules
 from iwm.training.config import OptimConfig
 from iwm.training.data import CropDataset, FolderSource, StepSampler
 from iwm.training.distributed import World
@@ -165,7 +165,9 @@ def test_resuming_a_finished_run_trains_no_step_and_more_steps_continue_it(start
     assert [record["step"] for record in metrics_of(folder)] == list(range(1, 13))
 
 
-def test_bf16_computes_the_loss_under_autocast_and_keeps_float32_weights(start):
+@pytest.mark.parametrize(("emulated", "half"), [(False, torch.bfloat16), (True, torch.float32)])
+def test_bf16_computes_the_loss_under_autocast_and_keeps_float32_weights(start, monkeypatch, emulated, half):
+    monkeypatch.setattr(execution, "_emulates_bf16", lambda: emulated)
     dtypes = []
 
     class Spy(LinearTask):
@@ -177,7 +179,7 @@ def test_bf16_computes_the_loss_under_autocast_and_keeps_float32_weights(start):
         task = Spy()
         start(task, steps=1, precision=precision, name=precision)
         assert task.layer.weight.dtype == torch.float32
-    assert dtypes == [torch.bfloat16, torch.float32]
+    assert dtypes == [half, torch.float32]
 
 
 class Watched(LinearTask):
