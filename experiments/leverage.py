@@ -31,7 +31,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,12 +79,13 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--model", default="iwm-tiny")
     parser.add_argument("--twin", default="iwm-tiny-inv", help="the invariant one")
+    parser.add_argument("--data", metavar="NAME", help="of the study's data sets only this one")
     parser.add_argument("--images", type=int, default=3000, help="for training, of each data set at most")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("leverage"))
     options = parser.parse_args()
-    study = STUDIES[options.study]
+    study = only(STUDIES[options.study], options.data)
     check_models(options, study)
     found = run_all(options, study)
     text = "\n".join(table(study, data, found, options.out) for data in study.data)
@@ -96,8 +97,17 @@ def main() -> None:
     ]
     write_text(options.out / f"{options.study}.json", json.dumps(listed, indent=2) + "\n")
     if options.study in PICTURES:
-        picture(options.study, found, options.out / f"{options.study}.png")
+        picture(options.study, study, found, options.out / f"{options.study}.png")
     print(text)
+
+
+def only(study: Study, data: str | None) -> Study:
+    """The study about one of its data sets, or about all."""
+    chosen = tuple(names for names in study.data if data is None or data in names)
+    if not chosen:
+        known = ", ".join(name for names in study.data for name in names)
+        raise SystemExit(f"This study has no data set {data}; it has {known}.")
+    return replace(study, data=chosen)
 
 
 @functools.cache
@@ -276,12 +286,11 @@ def score(result: dict[str, Any]) -> float:
     return float(result["average"] if "average" in result else result["accuracy"])
 
 
-def picture(name: str, found: Found, path: Path) -> None:
+def picture(name: str, study: Study, found: Found, path: Path) -> None:
     """The figure of a study, a panel for each of its data sets."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    study = STUDIES[name]
     figure = Figure(figsize=(4.5 * len(study.data), 4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for axis, data in zip(figure.subplots(1, len(study.data), squeeze=False)[0], study.data, strict=True):

@@ -408,7 +408,9 @@ def test_studies_with_a_figure_draw_it(leverage, monkeypatch, name, tmp_path):
     monkeypatch.setattr(figure_module.Figure, "savefig", lambda figure, path: drawn.append(figure))
     study = leverage.STUDIES[name]
     found = _made_up(leverage, study, tmp_path)
-    leverage.picture(name, found, tmp_path / "drawn.png")
+    leverage.picture(name, leverage.only(study, "caltech101"), found, tmp_path / "drawn.png")
+    assert [axis.get_title() for axis in drawn.pop().axes] == ["caltech101"]
+    leverage.picture(name, leverage.only(study, None), found, tmp_path / "drawn.png")
     axes = drawn[0].axes
     assert [axis.get_title() for axis in axes] == ["imagenette", "caltech101"]
     lines = {line.get_label(): line for line in axes[0].lines}
@@ -420,6 +422,11 @@ def test_studies_with_a_figure_draw_it(leverage, monkeypatch, name, tmp_path):
         assert lines["linear"].get_xydata() == pytest.approx(torch.tensor([[0.1, 53], [0.9, 52]]).numpy())
         text = leverage.table(study, ("imagenette",), found, tmp_path)
         assert "| invariant, MRR | 0.100 | 0.100, 0.100 | | | 0.09 |" in re.sub(" +", " ", text)
+
+
+def test_a_data_set_that_a_study_lacks_is_said(leverage):
+    with pytest.raises(SystemExit, match="no data set scenes; it has imagenette, caltech101"):
+        leverage.only(leverage.STUDIES["protocols"], "scenes")
 
 
 def test_differences_are_paired_by_image(paired):
