@@ -202,7 +202,7 @@ def as_latent(model: WorldModel, images: Images | Latent) -> Latent:
             f"The latent was made by another encoder (space {images.space}, this model's is "
             f"{model.space}); encode the image with this model."
         )
-    return images.to(device=model._like.device)
+    return images.to(device=model.device)
 
 
 def confidence(residuals: Sequence[float]) -> float:

@@ -170,9 +170,9 @@ def _check(model: WorldModel, backend: str, precision: str) -> None:
                 'PyTorch runs no int8 folder; use precision="fp16", or format="openvino" or "onnx".'
             )
         return
-    if model._like.dtype != torch.float32 or model._like.device.type != "cpu":
+    if model._like.dtype != torch.float32 or model.device.type != "cpu":
         raise InvalidConfigError(
-            f"The model is {str(model._like.dtype)[6:]} on {model._like.device}; load it for the export "
+            f"The model is {str(model._like.dtype)[6:]} on {model.device}; load it for the export "
             'as iwm.load(name), float32 on the CPU. The precision of the folder is precision="...".'
         )
     if backend == "openvino":

@@ -45,15 +45,22 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_UNOPENED: tuple[type, ...] = (bytes, bytearray, memoryview, io.IOBase)
 _LONGEST = 4
 """A side of an uncropped image, over the model's size: attention grows with its fourth power."""
 _KINDS = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] tensor"
 
 
+_DRAFT = 4
+"""Pixels of a JPEG file's shorter side that are decoded, over those it is resized to: as good as all."""
+
+
 class Preprocess:
     """Resize the shorter side, crop the centre: any image to `[3, size, size]` in [0, 1].
 
-    A tensor whose sides already are the model's size passes as it is.
+    A tensor whose sides already are the model's size passes as it is. Large JPEG files are decoded
+    at a reduced size, many times faster: their pixels may differ from those of `PIL.Image.open`,
+    by less than saving a JPEG again does.
 
     Args:
         config: sizes.
@@ -67,27 +74,47 @@ class Preprocess:
         """Side of the model's input in pixels."""
         return self.config.size
 
-    def __call__(self, images: Images) -> Tensor:
+    def __call__(self, images: Images, first: int = 0) -> Tensor:
         """Prepare a batch `[B, 3, size, size]` of float32 in [0, 1], on the CPU or where the tensors are.
 
+        Args:
+            images: one or several.
+            first: number of the first of several, to be counted from in an error.
+
         Raises:
-            InvalidImageError: one of them cannot be read as an image; the message names it.
+            InvalidImageError: one of them cannot be read as an image; the message names it, by its
+                number where it has no path.
         """
         (batch,) = batched(iterate(images), sys.maxsize)
         target = torch.Size((3, self.size, self.size))
+        if is_single(images):
+            return torch.stack([self.one(batch[0])])  # A copy.
         if all(isinstance(image, Tensor) and image.shape == target for image in batch):
             return check_pixels(torch.stack(cast("list[Tensor]", batch)))
-        prepared = [self.one(image) for image in batch]
+        prepared = [self._numbered(image, first + place) for place, image in enumerate(batch)]
         return torch.stack([pixels.to(prepared[0].device) for pixels in prepared])
 
-    def one(self, image: ImageLike) -> Tensor:
-        """Prepare a single image, `[3, size, size]`."""
+    def _numbered(self, image: ImageLike, number: int) -> Tensor:
+        try:
+            return self.one(image)
+        except InvalidImageError as error:
+            if isinstance(image, str | os.PathLike):
+                raise
+            raise InvalidImageError(f"Image {number} of the list: {error}") from error
+
+    def one(self, image: ImageLike | bytes, name: str = "image") -> Tensor:
+        """Prepare a single image, `[3, size, size]`.
+
+        Args:
+            image: as for a call, or the bytes of an image file.
+            name: what to call bytes in an error.
+        """
         if isinstance(image, Tensor):
             pixels = check_pixels(image[None])[0]
             if pixels.shape[1:] == (self.size, self.size):
                 return pixels
             return self._resize_tensor(pixels)
-        return to_tensor(self._resize(open_rgb(image)))
+        return to_tensor(self._resize(open_rgb(image, at_least=_DRAFT * self.config.resize, name=name)))
 
     def whole(self, image: ImageLike, patch: int) -> tuple[Tensor, tuple[int, int]]:
         """Prepare all of an image, uncropped, for a task that is about every pixel.
@@ -144,10 +171,15 @@ def iterate(images: Images) -> Iterator[ImageLike]:
     """One image at a time from anything a user may pass; nothing is read before it is asked for."""
     if is_single(images):
         yield cast(ImageLike, images)
-    elif isinstance(images, Iterable):
+    elif isinstance(images, Iterable) and not isinstance(images, _UNOPENED):
         yield from images
     else:
-        raise InvalidImageError(f"Cannot read a {type(images).__name__} as an image; expected {_KINDS}.")
+        hint = ""
+        if isinstance(images, _UNOPENED):
+            hint = " Open it: PIL.Image.open(io.BytesIO(data)), or PIL.Image.open(file)."
+        raise InvalidImageError(
+            f"Cannot read a {type(images).__name__} as an image; expected {_KINDS}.{hint}"
+        )
 
 
 def file_list_hash(root: Path, files: Iterable[Path]) -> str:

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,18 @@ class StoredModel(nn.Module):
         if known:
             self._space = (self._encoder_state(), known)
         return moved  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and its latents come out."""
+        return self._like.device
+
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        """What to call instead: a world model has several outputs."""
+        raise NotImplementedError(
+            "Write model.encode(images), model.predict(images, action), model.classify(images), or "
+            "model.encoder(pixels) to train through it."
+        )
 
     @property
     def heads(self) -> dict[str, Adapter]:

@@ -411,5 +411,8 @@ class WorldModel(StoredModel):
             from iwm.display import track
 
             stream = track(stream, "encoding", count(images))
+        done = 0
         for batch in batched(stream, batch_size):
-            yield self.encoder(self.preprocess(batch).to(self._like))
+            pixels = self.preprocess(images if is_single(images) else batch, first=done)
+            yield self.encoder(pixels.to(self._like))
+            done += len(batch)

@@ -1,6 +1,7 @@
 """Everything a user may pass as an image, and the way to the model's input."""
 
 import hashlib
+import io
 
 import numpy as np
 import pytest
@@ -244,6 +245,27 @@ def test_nothing_given(preprocess, images):
         preprocess(images)
 
 
+@pytest.mark.parametrize("opened", [lambda p: p.read_bytes(), lambda p: io.BytesIO(p.read_bytes())], ids=["bytes", "file"])
+def test_what_is_not_opened_yet_is_said(tmp_path, preprocess, opened):
+    smooth(40, 40).save(tmp_path / "photo.png")
+    with pytest.raises(InvalidImageError, match=r"Cannot read a \w+ as .* Open it: PIL\.Image\.open"):
+        preprocess(opened(tmp_path / "photo.png"))
+
+
+def test_an_image_of_a_list_is_named_by_its_number_or_path(tmp_path, preprocess):
+    good, bad = smooth(40, 40), torch.full((3, 40, 40), 7.0)
+    with pytest.raises(
+        InvalidImageError, match=r"^Image 2 of the list: Float tensor with values from 7 to 7"
+    ):
+        preprocess([good, good, bad])
+    with pytest.raises(InvalidImageError, match=r"^Image 66 of the list: Float tensor"):
+        preprocess([good, good, bad], first=64)
+    with pytest.raises(InvalidImageError, match=r"^Float tensor"):
+        preprocess(bad)
+    with pytest.raises(InvalidImageError, match=r"^No such image file: .*gone\.jpg$"):
+        preprocess([good, tmp_path / "gone.jpg"])
+
+
 def test_exact_size_tensors_pass_untouched(preprocess):
     image = torch.rand(3, 32, 32)
     assert torch.equal(preprocess(image), image[None])
@@ -449,3 +471,23 @@ def test_the_bytes_of_a_file_are_read_like_the_file(tmp_path, at_least):
             InvalidImageError, match=r"^Cannot read image as an image: no format that Pillow knows$"
         ):
             open_rgb(content)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 700)])
+def test_large_jpegs_are_prepared_from_fewer_pixels_with_less_loss_than_saving_them_again(
+    tmp_path, monkeypatch, preprocess, size
+):
+    """Four times the pixels that remain are decoded at least: 144 here, of 480."""
+    noise = np.random.default_rng(0).normal(0, 8, (size[1], size[0], 3))
+    picture = Image.fromarray((np.array(smooth(*size)) + noise).clip(0, 255).astype(np.uint8))
+    picture.save(tmp_path / "photo.jpg", quality=90)
+    decoded = []
+    resize = preprocess._resize
+    monkeypatch.setattr(preprocess, "_resize", lambda image: decoded.append(image.size) or resize(image))
+    small = preprocess.one(tmp_path / "photo.jpg")
+    whole = preprocess.one(Image.open(tmp_path / "photo.jpg"))
+    assert decoded == [(size[0] // 2, size[1] // 2), size]
+    again = io.BytesIO()
+    to_pil(whole).save(again, "jpeg", quality=90)
+    again = to_tensor(Image.open(again))
+    assert (small - whole).abs().mean() < 0.2 * (again - whole).abs().mean()

@@ -383,3 +383,18 @@ def test_saving_without_a_student_leaves_none_of_another_model(tmp_path, make):
     (tmp_path / "student.safetensors").write_bytes(b"another model's")
     make().save_pretrained(tmp_path)
     assert not (tmp_path / "student.safetensors").exists()
+
+
+def test_a_model_says_where_it_is_and_what_to_call(model):
+    assert model.device == torch.device("cpu")
+    assert model.encode(torch.rand(3, 32, 32)).tokens.device == model.device
+    with pytest.raises(NotImplementedError, match=r"^Write model\.encode\(images\), model\.predict"):
+        model(torch.rand(1, 3, 32, 32))
+
+
+def test_an_image_is_named_by_its_number_in_the_whole_list(model):
+    good = [torch.rand(3, 40, 40) for _ in range(4)]
+    with pytest.raises(InvalidImageError, match=r"^Image 3 of the list: Float tensor"):
+        model.encode([*good[:3], good[3] + 7], batch_size=2)
+    with pytest.raises(InvalidImageError, match=r"^Float tensor"):
+        model.encode(good[3] + 7)

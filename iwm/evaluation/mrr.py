@@ -190,7 +190,7 @@ def target_distribution(model: WorldModel) -> Distribution:
 
 def _rank_image(model: WorldModel, image: ImageLike, params: Tensor, protocol: Protocol) -> dict[str, Tensor]:
     """Ranks of one image's queries, and of its baselines' queries, `[bank_size]` each."""
-    clean_pixels = model.preprocess.one(image)[None].to(model.encoder.mean.device)
+    clean_pixels = model.preprocess.one(image)[None].to(model.device)
     views = [Photometry.from_params(row) for row in params]
     bank = model.encode(transform(clean_pixels.expand(len(params), -1, -1, -1), params))
     everyone = torch.arange(len(views), device=bank.tokens.device)

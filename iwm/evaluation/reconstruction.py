@@ -92,7 +92,7 @@ def reconstruction(
         name: [] for name in ("encoded", "predicted", "transformed", "untouched")
     }
     for index, image in enumerate(images):
-        pixels = model.preprocess([image]).to(model.encoder.mean.device)
+        pixels = model.preprocess([image]).to(model.device)
         params = draw_views(model, actions, distribution=drawn_from, seed=seed, index=index)
         drawn = [Action.between(CLEAN, Photometry.from_params(row)) for row in params]
         views = torch.cat([action.apply(pixels) for action in drawn])

@@ -80,7 +80,7 @@ def cached_latents(
     path = folder / f"latents-{_fingerprint(model, paths, config, marginalise)}.npy"
     views, count = max(config.cache_views, 1), len(paths)
     keys = [(view, index) for view in range(views) for index in range(count)]
-    device = model.encoder.mean.device
+    device = model.device
     side = model.preprocess.size // model.config.encoder.patch_size
     shape = (len(keys), side * side, model.config.encoder.width)
     if path.is_file():

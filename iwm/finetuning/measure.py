@@ -62,7 +62,7 @@ def validator(
         return accuracy(task)
 
     def scores() -> dict[str, float]:
-        with autocast(model.encoder.mean.device, precision):
+        with autocast(model.device, precision):
             return {task.name: score(task) for task in tasks}
 
     return scores

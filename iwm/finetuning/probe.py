@@ -101,7 +101,7 @@ def probe(
         cache: folder of kept latents; None keeps none.
     """
     config = config.resolved(len(data.train)).replace(monitor_every=0)
-    device = model.encoder.mean.device
+    device = model.device
     torch.manual_seed(config.seed)
     adapter = make_adapter(config, model, [data]).to(device)
     with tempfile.TemporaryDirectory() as scratch:

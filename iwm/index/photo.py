@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from iwm.errors import InvalidImageError
-from iwm.images import Preprocess, open_rgb
+from iwm.images import Preprocess
 from iwm.index.filters import is_address
 from iwm.index.walk import Found, file_system
 
@@ -93,7 +93,7 @@ def read_photo(found: Found, data: bytes, preprocess: Preprocess) -> Photo:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of malformed EXIF; `open_rgb` makes errors of what matters.
         width, height, taken, remark = _about(found.path, data)
-        pixels = preprocess.one(open_rgb(data, name=found.path))
+        pixels = preprocess.one(data, name=found.path)
     return Photo(found, content_hash(data), width, height, taken, remark, pixels)
 
 

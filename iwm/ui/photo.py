@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from iwm.errors import InvalidImageError
-from iwm.images import ImageLike, open_rgb, to_pil
+from iwm.images import ImageLike, to_pil
 from iwm.latent import Latent
 from iwm.world_model import WorldModel
 
@@ -52,4 +52,4 @@ def read_photo(model: WorldModel, data: bytes, name: str) -> Photo:
     """
     if not data:
         raise InvalidImageError(f"{name} is empty: zero bytes.")
-    return encode_photo(model, open_rgb(data, at_least=model.preprocess.config.resize, name=name), name)
+    return encode_photo(model, model.preprocess.one(data, name=name), name)
