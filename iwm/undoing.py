@@ -30,10 +30,13 @@ from iwm.planning import VISIBLE_BLUR, SearchSpace
 from iwm.regression import Evidence, Normal, Ridge, cross_validate, fit_ridges
 
 if TYPE_CHECKING:
+    from iwm.index import Index
     from iwm.world_model import WorldModel
 
 FEWEST = 16
 """References below which nothing can be learned; hundreds are better."""
+SAMPLED = 256
+"""References taken of a library: more cost time and teach little."""
 _PENALTIES = (0.15, 0.5, 1.5)
 """For each row. Below these a ridge learns the world model's own traces, which real edits do not have."""
 _FOLDS = 4
@@ -103,23 +106,25 @@ class EditReader:
     @classmethod
     @torch.no_grad()
     def fit(
-        cls, model: WorldModel, references: Bank | Latent | Images, *, actions: int = 6, seed: int = 0
+        cls, model: WorldModel, references: Index | Bank | Latent | Images, *, actions: int = 6, seed: int = 0
     ) -> EditReader:
         """Learn from untouched photographs.
 
         Args:
             model: whose world model moves them.
-            references: a bank, latents or images, at least 16; hundreds are better.
+            references: a bank, latents or images, at least 16, better some hundred; or a library, of
+                which 256 are taken.
             actions: drawn for every reference.
             seed: of the draws.
 
         Raises:
             InvalidDataError: too few references.
             InvalidActionError: the model knows no actions.
+            IncompatibleLatentError: latents of another model.
         """
         if model.config.predictor.conditioning == "none":
             raise InvalidActionError(f"{model.config.name} knows no actions, so it cannot undo any.")
-        latents = as_latent(model, references.latents if isinstance(references, Bank) else references)
+        latents = _latents_of(model, references)
         if len(latents) < FEWEST:
             words = "1 reference" if len(latents) == 1 else f"{len(latents)} references"
             raise InvalidDataError(
@@ -196,7 +201,7 @@ class EditReader:
 def undo(
     model: WorldModel,
     image: Images | Latent,
-    references: EditReader | Bank | Latent | Images | None = None,
+    references: EditReader | Index | Bank | Latent | Images | None = None,
     *,
     seed: int = 0,
 ) -> tuple[Latent, UndoReport]:
@@ -219,8 +224,8 @@ def undo(
     """
     if references is None:
         raise InvalidDataError(
-            "undo needs references: pass some hundred untouched photographs, as a list of images, latents or an "
-            "iwm.Bank, or what was learned from them, EditReader.fit(model, references)."
+            "undo needs references: pass some hundred untouched photographs, as a list of images, latents, an "
+            "iwm.Bank or an iwm.Index, or what was learned from them, EditReader.fit(model, references)."
         )
     latent = as_latent(model, image)
     if len(latent) != 1:
@@ -230,6 +235,18 @@ def undo(
     )
     report = reader.read(model, latent)[0]
     return latent if report.action.is_identity else model.apply_action(latent, report.action), report
+
+
+def _latents_of(model: WorldModel, references: Index | Bank | Latent | Images) -> Latent:
+    """Of references of any kind; a library's are spread over it."""
+    from iwm.index import Index  # What it needs to be opened is not imported by this.
+
+    if isinstance(references, Bank):
+        return as_latent(model, references.latents)
+    if isinstance(references, Index):
+        references.check_model(model)
+        return as_latent(model, references.sample(SAMPLED))
+    return as_latent(model, references)
 
 
 def _pooled(latents: Latent) -> Tensor:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from iwm.bank import Bank
     from iwm.edits import EditReport
     from iwm.export import Format, Precision
+    from iwm.index import Index
     from iwm.planning import Solver
     from iwm.undoing import EditReader, UndoReport
 
@@ -317,7 +318,7 @@ class WorldModel(StoredModel):
     def undo(
         self,
         image: ImageLike | Latent,
-        references: EditReader | Bank | Latent | Images | None = None,
+        references: EditReader | Index | Bank | Latent | Images | None = None,
         *,
         seed: int = 0,
     ) -> tuple[Latent, UndoReport]:
@@ -325,8 +326,8 @@ class WorldModel(StoredModel):
 
         Args:
             image: one image, or its latent.
-            references: untouched photographs, some hundred: a bank, latents or images; or what
-                was learned from them, `iwm.undoing.EditReader.fit(model, references)`.
+            references: untouched photographs, some hundred: a bank, a library, latents or images; or
+                what was learned from them, `iwm.undoing.EditReader.fit(model, references)`.
             seed: of the edits that are learned from.
 
         Returns:

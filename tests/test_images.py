@@ -245,7 +245,9 @@ def test_nothing_given(preprocess, images):
         preprocess(images)
 
 
-@pytest.mark.parametrize("opened", [lambda p: p.read_bytes(), lambda p: io.BytesIO(p.read_bytes())], ids=["bytes", "file"])
+@pytest.mark.parametrize(
+    "opened", [lambda p: p.read_bytes(), lambda p: io.BytesIO(p.read_bytes())], ids=["bytes", "file"]
+)
 def test_what_is_not_opened_yet_is_said(tmp_path, preprocess, opened):
     smooth(40, 40).save(tmp_path / "photo.png")
     with pytest.raises(InvalidImageError, match=r"Cannot read a \w+ as .* Open it: PIL\.Image\.open"):

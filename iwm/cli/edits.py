@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from iwm.restoring import Restored
     from iwm.world_model import WorldModel
 
-_MOST_REFERENCES = 256
 _QUALITY = 95
 """Of what is written as JPEG or WebP."""
 
@@ -63,9 +62,9 @@ def explain_command(
 def restore_command(
     image: Annotated[Path, typer.Argument(help="The photograph that somebody edited.")],
     references: Annotated[
-        Path,
+        str,
         typer.Option(
-            help="Folder of untouched photographs of many kinds, some hundred; or what iwm encode made of it."
+            help="Folder of untouched photographs of many kinds, some hundred; or what iwm encode or iwm index made of it."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Image file to write, another one.")],
@@ -122,18 +121,22 @@ def _write(restored: Restored[Image.Image], source: Path, out: Path) -> None:
         restored.image.save(temporary, format=kind, exif=exif, quality=_QUALITY)
 
 
-def _read_references(place: Path, model: WorldModel) -> Latent:
-    """Latents of untouched photographs: a folder's, or those of a file that `iwm encode` wrote."""
+def _read_references(place: str, model: WorldModel) -> Latent:
+    """Latents of untouched photographs: a folder's, a library's, or of a file that `iwm encode` wrote."""
     from iwm.bank import Bank
     from iwm.errors import InvalidDataError
-    from iwm.undoing import FEWEST
+    from iwm.index import Index
+    from iwm.index.store import is_library
+    from iwm.undoing import FEWEST, SAMPLED
 
-    if place.suffix == ".safetensors" and not place.is_dir():
+    if is_library(place):
+        latents = Index.open(place, model).sample(SAMPLED)
+    elif place.endswith(".safetensors") and not Path(place).is_dir():
         latents = Bank.load(place).latents
-        latents = latents[:: -(-len(latents) // _MOST_REFERENCES) or 1]
+        latents = latents[:: -(-len(latents) // SAMPLED) or 1]
     else:
-        paths = find_images([place])
-        latents = encode_files(model, paths[:: -(-len(paths) // _MOST_REFERENCES)]).latents
+        paths = find_images([Path(place)])
+        latents = encode_files(model, paths[:: -(-len(paths) // SAMPLED)]).latents
     if len(latents) < FEWEST:
         photographs = "photograph" if len(latents) == 1 else "photographs"
         raise InvalidDataError(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LibraryModel = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Zoo name, model folder, or org/name on the Hub; default: the library's, or iwm-tiny."),
+    typer.Option("--model", "-m", help="Zoo name, model folder, what iwm export wrote, or org/name on the Hub; default: the library's, or iwm-tiny."),
 ]  # fmt: skip
 _SHOWN = 20
 """Files that are named one by one; the report has them all."""
@@ -100,7 +100,7 @@ def open_or_create(path: str, model: str | None, device: str) -> tuple[Index, Wo
     if exists(path):
         index = Index.open(path)
         return index, library_model(index, model, device)
-    world_model = load_model(model or "iwm-tiny", device)
+    world_model = load_model(model or "iwm-tiny", device, exported=True)
     return Index.create(path, world_model), world_model
 
 
@@ -118,7 +118,7 @@ def library_model(index: Index, name: str | None, device: str) -> WorldModel:
         raise InvalidConfigError(
             f'{index.path} was made by "{index.model_name}", which is no zoo name; say where it is with --model.'
         )
-    model = load_model(name or index.model_name, device)
+    model = load_model(name or index.model_name, device, exported=True)
     index.check_model(model)
     return model
 

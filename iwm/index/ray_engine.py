@@ -52,8 +52,13 @@ def ray_engine(model: WorldModel, jobs: Iterator[list[Job]], workers: int) -> It
     processes, which ends with the run. With a model on CUDA every worker takes a GPU.
 
     Raises:
-        InvalidConfigError: Ray is not installed.
+        InvalidConfigError: Ray is not installed, or the model is an exported one.
     """
+    if not model.differentiable:
+        raise InvalidConfigError(
+            'The engine "ray" sends PyTorch models to its workers; use the model this was made from, or '
+            'the engine "local".'
+        )
     # Read when Ray is first imported: it would report its use to its makers over the network.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -76,7 +81,7 @@ def ray_engine(model: WorldModel, jobs: Iterator[list[Job]], workers: int) -> It
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        device = next(model.parameters()).device.type
+        device = model.device.type
         # Kept here to the end: a worker that Ray starts anew asks for it again.
         reference = ray.put(model if device == "cpu" else copy.deepcopy(model).cpu())
         block = first

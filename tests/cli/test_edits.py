@@ -90,6 +90,19 @@ def test_restore_reads_references_that_were_encoded(
     assert "made by another encoder" in command(*words, "--references", bank, "--model", "iwm-tiny").error
 
 
+def test_restore_reads_references_of_a_library(command, edited, references, tmp_path, symmetric_folder):
+    pytest.importorskip("lancedb")
+    library = tmp_path / "library.lance"
+    command("index", references, "--model", symmetric_folder, "--out", library)
+    words = ("restore", edited, "--model", symmetric_folder, "--out", tmp_path / "a.png", "--json")
+    by_library, by_folder = (command(*words, "--references", place).json for place in (library, references))
+    assert by_library["references"] == 20
+    assert by_library["evidence"] == pytest.approx(by_folder["evidence"], rel=0.1)  # Stored in float16.
+    assert "No library at" in command(*words, "--references", tmp_path / "missing.lance").error
+    other = command(*words, "--references", library, "--model", "iwm-tiny").error
+    assert '"iwm-tiny"' in other
+
+
 def test_explain_runs_an_exported_model(command, files, edited, symmetric_folder, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

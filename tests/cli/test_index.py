@@ -82,6 +82,25 @@ def test_the_lines_of_fresh_processes(fresh, photos, files, model_folder, tmp_pa
     )
 
 
+def test_an_exported_model_indexes_and_searches_for_the_model_it_was_made_from(
+    command, photos, files, library, model_folder, tmp_path
+):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    WorldModel.from_pretrained(model_folder).export(tmp_path / "served", "onnx", "fp32")
+    made = command("index", photos, "--out", tmp_path / "own.lance", "--model", tmp_path / "served", "--json")
+    assert made.json["added"] == len(files)
+    asked = ("--image", files[0], "--brightness", "0.7", "--json", "--model")
+    hits = [
+        command("search", place, *asked, model).json["hits"]
+        for place, model in ((tmp_path / "own.lance", model_folder), (library, tmp_path / "served"))
+    ]
+    assert [hit["path"] for hit in hits[0]] == [hit["path"] for hit in hits[1]]
+    ray = ("index", photos, "--out", library, "--model", tmp_path / "served", "--engine", "ray")
+    (photos / "new.png").write_bytes(files[0].read_bytes())
+    assert 'the engine "local"' in command(*ray).error
+
+
 @pytest.mark.parametrize("place", ["folder", "library"])
 def test_a_contact_sheet(command, photos, files, library, model_folder, tmp_path, place):
     searched = library if place == "library" else photos
