@@ -7,7 +7,7 @@ It trains `iwm-tiny` by its recipe, measures it on imagenette's validation split
 beside those of the weights in the package, and stops there if the new ones are not better on every
 measure (`--force` goes on). What hangs on the weights comes next: an adapter for three tasks, a
 decoder, the invariant twin. Then it replaces all of them in the package, writes the scores into
-README.md and MODEL_CARD.md and makes the demo's picture again. Every command is printed; what is
+README.md and MODEL_CARD.md and makes the documents' pictures again. Every command is printed; what is
 done already is not done again. `--without decoder` leaves a part out, of the package too: nothing
 that belongs to other weights stays behind.
 """
@@ -23,8 +23,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 import iwm
 from iwm.checkpoint import CONFIG_FILE, DECODER_FILE, WEIGHTS_FILE, read_config, task_file
@@ -73,7 +76,21 @@ def main() -> None:
     elif (WEIGHTS / TWIN).is_dir():
         shutil.rmtree(WEIGHTS / TWIN)
     document(read_config(shipped), read_config(WEIGHTS / TWIN) if twin else None)
-    call("demo", "--out", str(ROOT / "docs" / "demo.png"))
+    draw(ROOT / "docs")
+
+
+def draw(docs: Path) -> None:
+    """Make the documents' pictures again, by the commands that stand beside them."""
+    from skimage.data import coffee
+
+    call("demo", "--out", str(docs / "demo.png"))
+    with tempfile.TemporaryDirectory() as folder:
+        photo = Path(folder) / "coffee.png"
+        Image.fromarray(coffee()).save(photo)
+        swept = ["--parameter", "brightness", "--parameter", "hue", "--decode", "--dpi", "78"]
+        call("figure", "sweep", str(photo), *swept, "--out", str(docs / "sweep.png"))
+    call("figure", "similarity", "--undo", "--out", str(docs / "similarity.png"), "--dpi", "110")
+    print("Left to do by hand: docs/ui.png, a picture of `iwm ui`, and the tables of docs/.", flush=True)
 
 
 def train(name: str, run: Path) -> None:

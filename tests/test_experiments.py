@@ -94,6 +94,19 @@ def test_curves_are_smoothed_and_read_at_a_step(ablate, tmp_path):
     assert ablate.at(points, 45) == pytest.approx(0.4)
 
 
+def test_pictures_are_made_by_the_commands_beside_them(embedded, monkeypatch, tmp_path):
+    pytest.importorskip("skimage", reason='pip install "iwm[demo]"')
+    called = []
+    monkeypatch.setattr(embedded, "call", lambda *words: called.append(words))
+    embedded.draw(tmp_path)
+    beside = (ROOT / "docs" / "FIGURES.md").read_text(encoding="utf-8")
+    lines = [
+        {Path(word).name for word in line.split()} for line in beside.splitlines() if "--out docs/" in line
+    ]
+    assert [{Path(word).name for word in ("iwm", *words)} for words in called[1:]] == lines
+    assert called[0] == ("demo", "--out", str(tmp_path / "demo.png"))
+
+
 def test_documents_are_as_the_script_would_write_them(embedded):
     """Where the twin has been measured too; until then the table has no row for it."""
     model = iwm.load().config
