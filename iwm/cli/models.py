@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,13 +65,15 @@ def info_command(
 
     entry = ZOO.get(name)
     config = _config(entry) if entry else read_architecture(name)
+    exported = None if entry else _exported(name)
     if as_json:
         import json
 
         sizes: dict[str, Any] = dict(_parameters(config))
         if config.adapters:
             sizes["adapters"] = {name: config.adapter_parameters(name) for name in config.adapters}
-        print_json({"parameters": sizes} | json.loads(to_json(config)))
+        about = {"export": exported} if exported else {}
+        print_json({"parameters": sizes} | about | json.loads(to_json(config)))
         return
     counts = {part: _millions(count) for part, count in _parameters(config).items()}
     e, p = config.encoder, config.predictor
@@ -82,7 +86,7 @@ def info_command(
         "actions": "none: it was finetuned as a whole"
         if config.tuned
         else f"{config.actions.encoding}, {'symmetric' if config.actions.symmetric else 'targets have jitter only'}",
-        "weights": _place(entry) if entry else f"in {name}",
+        "weights": _place(entry) if entry else _folder(name, exported),
         "licence": config.license,
     }
     _say_pairs(lines)
@@ -134,6 +138,22 @@ def _line(text: object) -> str:
 
 def _place(entry: ZooEntry) -> str:
     return f"hub: {entry.hub.repo}@{entry.hub.revision}" if entry.hub else entry.weights
+
+
+def _exported(name: str) -> dict[str, str] | None:
+    """Backend, precision and space of a folder that `iwm export` wrote for another runtime."""
+    if not os.path.isdir(name):
+        return None
+    from iwm.runtimes import read_about
+
+    return read_about(Path(name))
+
+
+def _folder(name: str, exported: dict[str, str] | None) -> str:
+    if exported is None:
+        return f"in {name}"
+    backend, precision = exported["backend"], exported["precision"]
+    return f'exported for {backend}, {precision}: iwm.load("{name}", backend="{backend}")'
 
 
 def _summary(entry: ZooEntry) -> dict[str, Any]:

@@ -133,6 +133,18 @@ def test_info_of_a_folder(command, model_folder, monkeypatch):
     assert "arXiv:2403.00504" in shown.out
 
 
+def test_info_of_an_exported_folder_says_how_to_load_it(command, model_folder, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(model_folder.parent)
+    iwm.load("model").export("served", "onnx", "fp32")
+    shown = command("info", "served").out
+    assert 'exported for onnx, fp32: iwm.load("served", backend="onnx")' in shown
+    expected = {"backend": "onnx", "precision": "fp32", "space": iwm.load("model").space}
+    assert command("info", "served", "--json").json["export"] == expected
+    assert "export" not in command("info", "model", "--json").json
+
+
 @pytest.mark.parametrize("name", ["br[final]", "br[/x]", "[bold]a[/bold]", "a name of many words " * 8])
 def test_a_folder_like_markup_is_shown_as_it_is(command, model_folder, tmp_path, name):
     folder = tmp_path / name
