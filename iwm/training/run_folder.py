@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
 LOCK_FILE = ".lock"
+
+_ANOTHER_KIND = 3
+"""Unknown settings: with so many, a list of all that differs would say less."""
 
 _START_AGAIN = "Start again with another --out; the model exported there so far still loads."
 
@@ -101,7 +105,13 @@ class RunFolder:
             write_text(metrics, "".join(line for line in lines if _is_before(line, step)))
 
     def _check_same(self, config: RunConfig, free: frozenset[str]) -> None:
-        before = dotted(_with_defaults(read_run(self.path), type(config)))
+        settings = read_run(self.path)
+        unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(config)})
+        if len(unknown) >= _ANOTHER_KIND:
+            raise InvalidConfigError(
+                f"{self.path} holds a run of another kind or version of iwm, with {', '.join(unknown)}; use another --out."
+            )
+        before = dotted(_with_defaults(settings, type(config)))
         now = dotted(json.loads(to_json(config)))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         changed = [k for k in changed if k not in free]

@@ -13,6 +13,8 @@ import torch
 
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
 from iwm.fields import from_dict
+from iwm.finetuning.config import FinetuneConfig
+from iwm.pretraining.config import PretrainConfig
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
 from iwm.training.run_folder import FREE_FIELDS, RunFolder
 
@@ -48,6 +50,16 @@ def test_a_used_folder_goes_on_with_the_same_settings_alone(used):
     with pytest.raises(InvalidConfigError, match=r"stretch was 1\.25, now 1\.0\. .* or --resume to change"):
         RunFolder(used, RunConfig(optim=OptimConfig(stretch=1.0)), resume=False)
     assert (used / "run.json").read_bytes() == before
+
+
+def test_another_kind_of_run_is_told_from_other_settings(tmp_path):
+    RunFolder(tmp_path, PretrainConfig(), resume=False).start(PretrainConfig(), 0)
+    (tmp_path / "state.pt").touch()
+    with pytest.raises(
+        InvalidConfigError,
+        match=r"holds a run of another kind .* with clean, .*masks, model; use another --out\.$",
+    ):
+        RunFolder(tmp_path, FinetuneConfig(), resume=True)
 
 
 def test_folder_without_a_checkpoint_may_be_started_again(tmp_path):
