@@ -118,20 +118,7 @@ class WorldModel(StoredModel):
                 "model.predict(image, action)."
             )
         self._check_space(latent)
-        if isinstance(action, Action):
-            actions = [action] * len(latent)
-        elif isinstance(action, Iterable):
-            actions = list(action)
-        else:
-            raise InvalidActionError(
-                f"Expected iwm.Action or a list of them, got {type(action).__name__}; write "
-                "iwm.Action(brightness=1.4)."
-            )
-        if len(latent) != 1 and len(actions) != len(latent):
-            raise InvalidActionError(
-                f"{len(latent)} latents and {len(actions)} actions do not pair up; pass one action for "
-                "all, as many actions as latents, or a single latent."
-            )
+        actions = _pair_up(action, len(latent))
         if not actions or not len(latent):
             raise InvalidActionError("Nothing to do: pass at least one latent and one action.")
         params = stack_actions(actions)
@@ -163,6 +150,9 @@ class WorldModel(StoredModel):
     def predict(self, images: Images, action: Action | Sequence[Action]) -> Latent:
         """Encode and act: `apply_action(encode(images), action)`."""
         self.check_can_act()
+        number = count(images)
+        if number and not isinstance(action, Iterator):
+            _pair_up(action, number)  # Said before the images are encoded.
         return self.apply_action(self.encode(images), action)
 
     @torch.no_grad()
@@ -417,3 +407,21 @@ class WorldModel(StoredModel):
             pixels = self.preprocess(images if is_single(images) else batch, first=done)
             yield self.encoder(pixels.to(self._like))
             done += len(batch)
+
+
+def _pair_up(action: Action | Sequence[Action], latents: int) -> list[Action]:
+    """One action for each prediction of so many latents."""
+    if isinstance(action, Action):
+        return [action] * latents
+    if not isinstance(action, Iterable):
+        raise InvalidActionError(
+            f"Expected iwm.Action or a list of them, got {type(action).__name__}; write "
+            "iwm.Action(brightness=1.4)."
+        )
+    actions = list(action)
+    if latents != 1 and len(actions) != latents:
+        raise InvalidActionError(
+            f"{latents} latents and {len(actions)} actions do not pair up; pass one action for "
+            "all, as many actions as latents, or a single latent."
+        )
+    return actions

@@ -398,3 +398,12 @@ def test_an_image_is_named_by_its_number_in_the_whole_list(model):
         model.encode([*good[:3], good[3] + 7], batch_size=2)
     with pytest.raises(InvalidImageError, match=r"^Float tensor"):
         model.encode(good[3] + 7)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"), [(ACTIONS[:2], "3 latents and 2 actions do not pair up"), (1.4, "got float")]
+)
+def test_predict_says_what_does_not_pair_up_before_it_encodes(model, monkeypatch, action, message):
+    monkeypatch.setattr(model, "encode", lambda images: pytest.fail("encoded"))
+    with pytest.raises(InvalidActionError, match=message):
+        model.predict([torch.rand(3, 32, 32)] * 3, action)
