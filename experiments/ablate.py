@@ -6,7 +6,9 @@ r"""Ablations of the recipe at a size for two cores: 64 px, 16 tokens [tables 1,
 Every arm is one `iwm pretrain` and some `iwm eval`, printed as they can be typed, with equal
 steps. Equal time is read from the curves of the monitors, at the moment when the fastest arm has
 ended, by step times that are measured side by side. Arms that several ablations share are
-trained once; a run that was killed goes on. OUT gets NAME.md, NAME.json and NAME.png.
+trained once; a run that was killed goes on. `--tasks` adds what the latents are worth for labels
+[table S2's accuracies]: probes and a finetuned predictor on 3,000 photographs of the neighbours.
+OUT gets NAME.md, NAME.json and NAME.png.
 """
 
 from __future__ import annotations
@@ -90,6 +92,15 @@ ABLATIONS: dict[str, dict[str, dict[str, str]]] = {
 }
 
 
+TASK_IMAGES = ("--images", "3000")
+TASKS: dict[str, tuple[str, ...]] = {
+    "linear": ("eval", "probe", "--head", "linear", *TASK_IMAGES),
+    "attentive": ("eval", "probe", "--head", "attentive", *TASK_IMAGES),
+    "predictor": ("finetune", "--tune", "predictor", "--epochs", "10", *TASK_IMAGES),
+}
+"""What `--tasks` runs for each arm."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One run: its name in the table, what it changes, and its folder."""
@@ -142,6 +153,13 @@ def train_and_measure(arm: Arm, options: argparse.Namespace, threads: int) -> di
         "undo": mrr("undo", "full"),
         "k-NN": ["eval", "knn", *model, "--train", options.neighbours, "--val", options.held_out],
     }
+    for name, task in TASKS.items() if options.tasks else ():
+        if task[0] == "eval":
+            data = ["--train", options.neighbours, "--val", options.held_out]
+        else:
+            data = ["--data", f"labels={options.neighbours}", "--val", f"labels={options.held_out}"]
+            data += ["--out", str(arm.folder / name)]
+        commands[name] = [*task, *model, *data]
     results: dict[str, Any] = {"commands": {}}
     for name, words in commands.items():
         results["commands"][name] = shlex.join(["iwm", *words])
@@ -225,10 +243,19 @@ def at(points: list[tuple[int, float]], step: float) -> float:
 def table(arms: list[Arm], results: dict[str, Any], seconds: dict[str, float], steps: int) -> str:
     """Markdown: measured scores at equal steps, monitored ones at equal time."""
     fastest = min(seconds.values())
-    lines = [
-        "| | apply | apply, jitter alone | undo | undo, jitter alone | 20-NN | time a step | apply, undo (monitors): equal steps | equal time |",
-        "|---|---|---|---|---|---|---|---|---|",
+    tasks = [name for name in TASKS if name in results[arms[0].name]]
+    columns = [
+        "",
+        "apply",
+        "apply, jitter alone",
+        "undo",
+        "undo, jitter alone",
+        "20-NN",
+        *tasks,
+        "time a step",
     ]
+    columns += ["apply, undo (monitors): equal steps", "equal time"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + len(columns) * "---|"]
     for arm in arms:
         r = results[arm.name]
         online = [curve(arm.folder, f"online_{kind}_mrr") for kind in ("apply", "undo")]
@@ -239,11 +266,12 @@ def table(arms: list[Arm], results: dict[str, Any], seconds: dict[str, float], s
             f"{r['undo']['overall']['mrr']:.3f}",
             f"{r['undo']['per_transformation']['jitter']['mrr']:.3f}",
             f"{r['k-NN']['accuracy']:.1%}",
+            *(f"{r[name]['average' if name == 'predictor' else 'accuracy']:.1%}" for name in tasks),
             f"{seconds[arm.name] / fastest:.2f}",
             ", ".join(f"{at(points, steps):.2f}" for points in online),
             ", ".join(f"{at(points, same_time):.2f}" for points in online),
         ]
-        lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join([arm.name, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -282,6 +310,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--tasks", action="store_true", help="accuracies of probes and of a finetuned predictor"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="arms at a time")
     parser.add_argument("--threads", type=int, help="of every arm; the cores are shared out if not given")
     options = parser.parse_args()

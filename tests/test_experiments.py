@@ -83,6 +83,39 @@ def test_the_words_of_an_arm_are_its_config(ablate, monkeypatch):
         assert asked.pop() == timed
 
 
+def test_accuracies_are_measured_and_shown_where_they_are_asked_for(ablate, monkeypatch, tmp_path):
+    """Every command is one that `iwm` understands; the words of a table's line are read from their results."""
+    from typer.testing import CliRunner
+
+    from iwm.cli.main import app
+
+    scores = {"overall": {"mrr": 0.5}, "per_transformation": {"jitter": {"mrr": 0.25}}}
+    said = json.dumps(scores | {"accuracy": 0.125, "average": 0.75})
+    called = []
+    monkeypatch.setattr(ablate, "_run", lambda words, threads: called.append(words) or said)
+    tables = []
+    for tasks in (False, True):
+        options = Namespace(**vars(OPTIONS) | {"tasks": tasks, "images": 3, "out": tmp_path / str(tasks)})
+        arm = ablate.arms_of("depth", options)[0]
+        arm.folder.mkdir(parents=True)
+        result = {arm.name: ablate.train_and_measure(arm, options, 1)}
+        online = {"step": 40, "online_apply_mrr": 0.5, "online_undo_mrr": 0.5}
+        (arm.folder / "metrics.jsonl").write_text(json.dumps(online))
+        tables.append(ablate.table([arm], result, {arm.name: 1.0}, 40).splitlines())
+    assert (
+        [len(lines[0].split("|")) for lines in tables]
+        == [len(lines[2].split("|")) for lines in tables]
+        == [11, 14]
+    )
+    assert "| 12.5% | 12.5% | 12.5% | 75.0% | 1.00 |" in tables[1][2]
+    for words in called[5:]:
+        command = words[: 2 if words[0] == "eval" else 1]
+        shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output
+        if command != ["pretrain"]:
+            fields = {"--epochs"}  # Of the recipe, which `iwm finetune` takes without listing them.
+            assert all(word in fields or word in shown for word in words if word.startswith("--"))
+
+
 def test_curves_are_smoothed_and_read_at_a_step(ablate, tmp_path):
     records = [{"step": step, "online_apply_mrr": step / 100, "loss": 1} for step in range(10, 80, 10)]
     records.insert(3, {"step": 35, "loss": 2})
