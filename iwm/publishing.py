@@ -52,7 +52,7 @@ class Published:
         return (
             "ZooEntry(\n"
             f"    config={plain!r},\n"
-            f'    summary="{e.width} x {e.depth} encoder, {p.width} x {p.depth} world model",\n'
+            f'    summary="{e.depth} x {e.width} encoder, {p.depth} x {p.width} world model",\n'
             "    hub=HubFiles(\n"
             f"        repo={self.hub.repo!r},\n"
             f"        revision={self.hub.revision!r},\n"

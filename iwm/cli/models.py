@@ -79,8 +79,8 @@ def info_command(
     e, p = config.encoder, config.predictor
     _say(f"{config.name}: {entry.summary}" if entry else f"{config.name}, in {name}", style="bold")
     lines = {
-        "encoder": f"ViT {e.width} x {e.depth}, patch {e.patch_size}, {counts['encoder']} parameters",
-        "world model": f"{p.width} x {p.depth}, {p.layout}, {p.conditioning}, "
+        "encoder": f"ViT {e.depth} x {e.width}, patch {e.patch_size}, {counts['encoder']} parameters",
+        "world model": f"{p.depth} x {p.width}, {p.layout}, {p.conditioning}, "
         f"{counts['predictor']} parameters",
         "input": f"{config.preprocess.size} px (shorter side to {config.preprocess.resize}, centre crop)",
         "actions": "none: it was finetuned as a whole"

@@ -23,7 +23,7 @@ from iwm.zoo import find_entry
 
 
 def iwm_tiny() -> PretrainConfig:
-    """The embedded model: 256 x 6 encoder, 192 x 5 predictor, 128 px (all O).
+    """The embedded model: 6 x 256 encoder, 5 x 192 predictor (depth x width), 128 px (all O).
 
     Many steps of few images: what a world model learns counts in steps. A fifth of the steps are
     unmasked, 30 % of the sources and 30 % of the targets are untouched, as in use; the learning

@@ -120,8 +120,8 @@ def test_info_of_a_folder(command, model_folder, monkeypatch):
     model = iwm.load(model_folder)
     for line in (
         "tiny, in model",
-        f"encoder ViT 48 x 2, patch 8, {_count(model.encoder):,} parameters",
-        f"world model 32 x 2, inplace, adaln, {_count(model.predictor):,} parameters",
+        f"encoder ViT 2 x 48, patch 8, {_count(model.encoder):,} parameters",
+        f"world model 2 x 32, inplace, adaln, {_count(model.predictor):,} parameters",
         "data my photos (8), b (4)",
         "licence unspecified",
         "images 12",

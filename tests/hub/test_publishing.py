@@ -53,7 +53,7 @@ def test_push_to_hub_and_load(hub, tiny_config, tmp_path, capsys):
     entry = evaluate(printed)
     check_entry(entry, hub, REPO, config)
     assert entry.hub == published.hub
-    assert entry.summary == "48 x 2 encoder, 32 x 2 world model"
+    assert entry.summary == "2 x 48 encoder, 2 x 32 world model"
     assert published.config == config
 
 
