@@ -89,23 +89,24 @@ def main() -> None:
     check_models(options, study)
     found = run_all(options, study)
     text = "\n".join(table(study, data, found, options.out) for data in study.data)
-    write_text(options.out / f"{options.study}.md", text)
+    name = f"{options.study}-{options.data}" if options.data else options.study
+    write_text(options.out / f"{name}.md", text)
     listed = [
         {"row": name, "data": data, "seed": seed, **result}
         for (name, data), results in found.items()
         for seed, result in enumerate(results)
     ]
-    write_text(options.out / f"{options.study}.json", json.dumps(listed, indent=2) + "\n")
+    write_text(options.out / f"{name}.json", json.dumps(listed, indent=2) + "\n")
     if options.study in PICTURES:
-        picture(options.study, study, found, options.out / f"{options.study}.png")
+        picture(options.study, study, found, options.out / f"{name}.png")
     print(text)
 
 
 def only(study: Study, data: str | None) -> Study:
     """The study about one of its data sets, or about all."""
-    chosen = tuple(names for names in study.data if data is None or data in names)
+    chosen = tuple(names for names in study.data if data is None or data == "+".join(names))
     if not chosen:
-        known = ", ".join(name for names in study.data for name in names)
+        known = ", ".join("+".join(names) for names in study.data)
         raise SystemExit(f"This study has no data set {data}; it has {known}.")
     return replace(study, data=chosen)
 

@@ -7,6 +7,7 @@ composited on white, and grayscale, palette, CMYK and 16-bit images become RGB.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -32,6 +33,7 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, A
 Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 
 ImageT = TypeVar("ImageT")
+ItemT = TypeVar("ItemT")
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 """Files that count as images when a folder is listed."""
@@ -45,7 +47,6 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_UNOPENED: tuple[type, ...] = (bytes, bytearray, memoryview, io.IOBase)
 _LONGEST = 4
 """A side of an uncropped image, over the model's size: attention grows with its fourth power."""
 _KINDS = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] tensor"
@@ -89,13 +90,16 @@ class Preprocess:
         target = torch.Size((3, self.size, self.size))
         if is_single(images):
             return torch.stack([self.one(batch[0])])  # A copy.
-        if all(isinstance(image, Tensor) and image.shape == target for image in batch):
-            return check_pixels(torch.stack(cast("list[Tensor]", batch)))
+        kinds = {(t.shape, t.dtype, t.device) if isinstance(t, Tensor) else None for t in batch}
+        if len(kinds) == 1 and isinstance(batch[0], Tensor) and batch[0].shape == target:
+            with contextlib.suppress(InvalidImageError):  # One by one below, to say which it is.
+                return check_pixels(torch.stack(cast("list[Tensor]", batch)))
         prepared = [self._numbered(image, first + place) for place, image in enumerate(batch)]
         return torch.stack([pixels.to(prepared[0].device) for pixels in prepared])
 
     def _numbered(self, image: ImageLike, number: int) -> Tensor:
         try:
+            _check_opened(image)
             return self.one(image)
         except InvalidImageError as error:
             if isinstance(image, str | os.PathLike):
@@ -171,15 +175,11 @@ def iterate(images: Images) -> Iterator[ImageLike]:
     """One image at a time from anything a user may pass; nothing is read before it is asked for."""
     if is_single(images):
         yield cast(ImageLike, images)
-    elif isinstance(images, Iterable) and not isinstance(images, _UNOPENED):
-        yield from images
-    else:
-        hint = ""
-        if isinstance(images, _UNOPENED):
-            hint = " Open it: PIL.Image.open(io.BytesIO(data)), or PIL.Image.open(file)."
-        raise InvalidImageError(
-            f"Cannot read a {type(images).__name__} as an image; expected {_KINDS}.{hint}"
-        )
+        return
+    _check_opened(images)
+    if not isinstance(images, Iterable):
+        raise InvalidImageError(f"Cannot read a {type(images).__name__} as an image; expected {_KINDS}.")
+    yield from images
 
 
 def file_list_hash(root: Path, files: Iterable[Path]) -> str:
@@ -214,7 +214,26 @@ def count(images: Images) -> int | None:
     """How many images there are, where that can be told without reading them."""
     if is_single(images):
         return 1
-    return len(images) if isinstance(images, Sized) else None
+    return len(images) if isinstance(images, Sized) and not _is_unopened(images) else None
+
+
+def _is_unopened(images: object) -> bool:
+    """Whether it is the bytes of a file, or an open file, whose bytes or lines are no images."""
+    return isinstance(images, bytes | bytearray | memoryview) or hasattr(images, "read")
+
+
+def _check_opened(image: object) -> None:
+    if _is_unopened(image):
+        raise InvalidImageError(
+            f"Cannot read a {type(image).__name__} as an image; expected {_KINDS}. "
+            "Open it: PIL.Image.open(io.BytesIO(data)), or PIL.Image.open(file)."
+        )
+
+
+def spread(items: Sequence[ItemT], most: int) -> list[ItemT]:
+    """So many of a sequence at most, evenly spaced, in its order."""
+    number = min(most, len(items))
+    return [items[i * len(items) // number] for i in range(number)]
 
 
 def is_single(images: Images) -> bool:

@@ -113,7 +113,7 @@ class EditReader:
         Args:
             model: whose world model moves them.
             references: a bank, latents or images, at least 16, better some hundred; or a library, of
-                which 256 are taken.
+                which 256 are taken at most.
             actions: drawn for every reference.
             seed: of the draws.
 

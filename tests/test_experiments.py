@@ -473,6 +473,8 @@ def test_studies_with_a_figure_draw_it(leverage, monkeypatch, name, tmp_path):
 def test_a_data_set_that_a_study_lacks_is_said(leverage):
     with pytest.raises(SystemExit, match="no data set scenes; it has imagenette, caltech101"):
         leverage.only(leverage.STUDIES["protocols"], "scenes")
+    with pytest.raises(SystemExit, match=r"no data set clothing; it has imagenette\+caltech101\+clothing"):
+        leverage.only(leverage.STUDIES["multitask"], "clothing")
 
 
 def test_differences_are_paired_by_image(paired):

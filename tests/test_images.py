@@ -11,7 +11,18 @@ from PIL import ExifTags, Image
 
 from iwm.config import PreprocessConfig
 from iwm.errors import InvalidDataError, InvalidImageError
-from iwm.images import Preprocess, batched, file_list_hash, iterate, list_images, open_rgb, to_pil, to_tensor
+from iwm.images import (
+    Preprocess,
+    batched,
+    count,
+    file_list_hash,
+    iterate,
+    list_images,
+    open_rgb,
+    spread,
+    to_pil,
+    to_tensor,
+)
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -245,13 +256,31 @@ def test_nothing_given(preprocess, images):
         preprocess(images)
 
 
+class Wrapper:
+    """An open file that is no `io.IOBase`, as temporary files and uploads are."""
+
+    def __init__(self, path):
+        self.file = io.BytesIO(path.read_bytes())
+
+    def read(self, size=-1):
+        return self.file.read(size)
+
+    def __iter__(self):
+        return iter(self.file)
+
+
 @pytest.mark.parametrize(
-    "opened", [lambda p: p.read_bytes(), lambda p: io.BytesIO(p.read_bytes())], ids=["bytes", "file"]
+    "opened",
+    [lambda p: p.read_bytes(), lambda p: io.BytesIO(p.read_bytes()), Wrapper],
+    ids=["bytes", "file", "wrapper"],
 )
 def test_what_is_not_opened_yet_is_said(tmp_path, preprocess, opened):
     smooth(40, 40).save(tmp_path / "photo.png")
     with pytest.raises(InvalidImageError, match=r"Cannot read a \w+ as .* Open it: PIL\.Image\.open"):
         preprocess(opened(tmp_path / "photo.png"))
+    with pytest.raises(InvalidImageError, match=r"^Image 1 of the list: Cannot read a \w+ as .* Open it"):
+        preprocess([tmp_path / "photo.png", opened(tmp_path / "photo.png")])
+    assert count(opened(tmp_path / "photo.png")) is None
 
 
 def test_an_image_of_a_list_is_named_by_its_number_or_path(tmp_path, preprocess):
@@ -266,6 +295,28 @@ def test_an_image_of_a_list_is_named_by_its_number_or_path(tmp_path, preprocess)
         preprocess(bad)
     with pytest.raises(InvalidImageError, match=r"^No such image file: .*gone\.jpg$"):
         preprocess([good, tmp_path / "gone.jpg"])
+
+
+def test_tensors_of_the_exact_size_are_named_and_mixed_like_others(preprocess):
+    good, bad = torch.rand(3, 32, 32), torch.full((3, 32, 32), 7.0)
+    with pytest.raises(
+        InvalidImageError, match=r"^Image 1 of the list: Float tensor with values from 7 to 7"
+    ):
+        preprocess([good, bad])
+    with pytest.raises(InvalidImageError, match=r"^Image 1 of the list: Tensor of shape \[1, 3, 32, 32\]"):
+        preprocess([good, good[None]])
+    eighths = (good * 255).round().to(torch.uint8)
+    mixed = preprocess([good, eighths])
+    assert torch.equal(mixed[0], good)
+    assert torch.equal(mixed[1], eighths / 255.0)
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [(1, [0]), (3, [0, 3, 6]), (9, list(range(9))), (99, list(range(10)))]
+)
+def test_some_are_spread_evenly(most, expected):
+    assert spread(range(10), most) == expected
+    assert spread([], most) == []
 
 
 def test_exact_size_tensors_pass_untouched(preprocess):

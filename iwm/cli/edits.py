@@ -125,6 +125,7 @@ def _read_references(place: str, model: WorldModel) -> Latent:
     """Latents of untouched photographs: a folder's, a library's, or of a file that `iwm encode` wrote."""
     from iwm.bank import Bank
     from iwm.errors import InvalidDataError
+    from iwm.images import spread
     from iwm.index import Index
     from iwm.index.store import is_library
     from iwm.undoing import FEWEST, SAMPLED
@@ -133,10 +134,10 @@ def _read_references(place: str, model: WorldModel) -> Latent:
         latents = Index.open(place, model).sample(SAMPLED)
     elif place.endswith(".safetensors") and not Path(place).is_dir():
         latents = Bank.load(place).latents
-        latents = latents[:: -(-len(latents) // SAMPLED) or 1]
+        latents = latents[spread(range(len(latents)), SAMPLED)]
     else:
         paths = find_images([Path(place)])
-        latents = encode_files(model, paths[:: -(-len(paths) // SAMPLED)]).latents
+        latents = encode_files(model, spread(paths, SAMPLED)).latents
     if len(latents) < FEWEST:
         photographs = "photograph" if len(latents) == 1 else "photographs"
         raise InvalidDataError(

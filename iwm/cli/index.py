@@ -60,7 +60,8 @@ def index_command(
     check_engine(engine)
     if report:
         check_output(report)
-    index, world_model = open_or_create(out, model, device)
+    # Workers of Ray are sent a PyTorch model.
+    index, world_model = open_or_create(out, model, device, exported=engine == "local")
     done = index.update(
         world_model, photos,
         prune=prune, engine=engine, workers=workers, batch_size=batch_size, progress=True,
@@ -92,24 +93,31 @@ def _check_filled(done: IndexReport, photos: list[str]) -> None:
         raise InvalidDataError(f"The library is empty: no image in {', '.join(photos)} could be read.")
 
 
-def open_or_create(path: str, model: str | None, device: str) -> tuple[Index, WorldModel]:
+def open_or_create(path: str, model: str | None, device: str, *, exported: bool) -> tuple[Index, WorldModel]:
     """A library and its model; a new one where there is none."""
     from iwm.index import Index
     from iwm.index.store import exists
 
     if exists(path):
         index = Index.open(path)
-        return index, library_model(index, model, device)
-    world_model = load_model(model or "iwm-tiny", device, exported=True)
+        return index, library_model(index, model, device, exported=exported)
+    world_model = load_model(model or "iwm-tiny", device, exported=exported)
     return Index.create(path, world_model), world_model
 
 
-def library_model(index: Index, name: str | None, device: str) -> WorldModel:
+def library_model(index: Index, name: str | None, device: str, *, exported: bool = False) -> WorldModel:
     """The model of a library: the one named, or the one it was made by.
+
+    Args:
+        index: the library.
+        name: what the user typed.
+        device: where to put it.
+        exported: whether a folder that `iwm export` wrote will do, too.
 
     Raises:
         IncompatibleLatentError: the one named did not make it.
-        InvalidConfigError: none is named, and the one that made it is not in the zoo.
+        InvalidConfigError: none is named, and the one that made it is not in the zoo; or an exported one
+            will not do.
     """
     from iwm.errors import InvalidConfigError
     from iwm.loading import list_models
@@ -118,7 +126,7 @@ def library_model(index: Index, name: str | None, device: str) -> WorldModel:
         raise InvalidConfigError(
             f'{index.path} was made by "{index.model_name}", which is no zoo name; say where it is with --model.'
         )
-    model = load_model(name or index.model_name, device, exported=True)
+    model = load_model(name or index.model_name, device, exported=exported)
     index.check_model(model)
     return model
 

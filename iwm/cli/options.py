@@ -41,13 +41,19 @@ def load_model(name: str, device: str = "cpu", *, exported: bool = False) -> Wor
     """
     import torch
 
+    from iwm.errors import InvalidConfigError
     from iwm.loading import load
     from iwm.runtimes import read_about
+    from iwm.zoo import ZOO
 
     torch.set_float32_matmul_precision("medium")
-    about = read_about(Path(name)) if exported else None
+    about = None if name in ZOO else read_about(Path(name))
     if about is None:
         return load(name, device=device)
+    if not exported:
+        raise InvalidConfigError(
+            f"{name} was exported for {about['backend']}, which this command cannot use; name the model it was made from."
+        )
     return load(name, device=device, backend=cast("Literal['openvino', 'onnx']", about["backend"]))
 
 

@@ -108,7 +108,7 @@ def _in_library(
     from iwm.index import Index
 
     index = Index.open(place)
-    query = _moved(library_model(index, model, device), image, action)
+    query = _moved(library_model(index, model, device, exported=True), image, action)
     hits = index.search(query, k, where=where)
     records = {record.path: asdict(record) for record in index.photos(map(str, hits.ids[0]))}
     for fields in records.values():

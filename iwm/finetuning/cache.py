@@ -28,7 +28,7 @@ from iwm.files import atomic_write
 from iwm.finetuning.augment import photometric
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.datasets import CropDataset, Sample
-from iwm.training.execution import autocast
+from iwm.training.execution import autocast, precision_on
 from iwm.world_model import WorldModel
 
 _BATCH = 64
@@ -142,7 +142,7 @@ def _fingerprint(model: WorldModel, paths: Sequence[Path], config: FinetuneConfi
         "views": max(config.cache_views, 1),
         "seed": config.seed,
         "marginalise": [marginalise, _state_of(model)] if marginalise else [],
-        "precision": config.precision,
+        "precision": precision_on(model.device, config.precision),
         "files": [[str(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns] for p in paths],
     }
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]

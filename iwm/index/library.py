@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iwm.bank import Id, SearchResult, distances
 from iwm.errors import IncompatibleLatentError, InvalidConfigError, LibraryError, nearest
+from iwm.images import spread
 from iwm.index.encoding import grid_and_width, local_engine
 from iwm.index.filters import Filter, library_path
 from iwm.index.record import COLUMNS, PhotoRecord
@@ -266,7 +267,7 @@ class Index:
         paths = [
             path for batch in self._store.scan(("path",), _SCAN_ROWS) for path in batch["path"].to_pylist()
         ]
-        some = sorted(paths)[:: -(-len(paths) // count) or 1]
+        some = spread(sorted(paths), count)
         rows = self._store.rows(some, ("path", "tokens")).sort_by("path")
         return Latent(self._tokens(rows["tokens"].combine_chunks()).float(), self.grid, self.space)
 
@@ -331,7 +332,7 @@ class Index:
     def _tokens(self, column: pa.FixedSizeListArray) -> Tensor:
         about = self._store.about
         flat = torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).copy())
-        return flat.view(len(column), -1, about.width)
+        return flat.view(len(column), about.grid[0] * about.grid[1], about.width)
 
 
 def _paths(ids: Ids) -> list[str]:
@@ -348,6 +349,11 @@ def check_engine(name: str) -> None:
 def _engine(name: str, model: WorldModel, workers: int) -> Engine:
     if name == "local":
         return lambda jobs: local_engine(model, jobs)
+    if not model.differentiable:
+        raise InvalidConfigError(
+            'The engine "ray" sends PyTorch models to its workers; use the model this was made from, or '
+            'the engine "local".'
+        )
     from iwm.index.ray_engine import ray_engine
 
     return lambda jobs: ray_engine(model, jobs, workers)

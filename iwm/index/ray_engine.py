@@ -52,13 +52,8 @@ def ray_engine(model: WorldModel, jobs: Iterator[list[Job]], workers: int) -> It
     processes, which ends with the run. With a model on CUDA every worker takes a GPU.
 
     Raises:
-        InvalidConfigError: Ray is not installed, or the model is an exported one.
+        InvalidConfigError: Ray is not installed.
     """
-    if not model.differentiable:
-        raise InvalidConfigError(
-            'The engine "ray" sends PyTorch models to its workers; use the model this was made from, or '
-            'the engine "local".'
-        )
     # Read when Ray is first imported: it would report its use to its makers over the network.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -5,6 +5,7 @@ None of it changes a parameter's name or, but for rounding, a result.
 
 import logging
 import time
+from collections.abc import Sequence
 from functools import cache, partial
 
 import torch
@@ -22,20 +23,25 @@ _TOO_SLOW = 4.0
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """A context in which matrix products are computed in a precision.
+    """A context in which matrix products are computed in a precision, or the one that `precision_on` gives."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision_on(device, precision) == "bf16")
+
+
+def precision_on(device: torch.device, precision: Precision) -> Precision:
+    """What a device computes in where a precision is asked for.
 
     Processors that only emulate bfloat16 (x86 without AVX-512, for one) compute in float32, which
     is closer to the exact result and many times faster; that is logged once.
     """
-    enabled = precision == "bf16" and not (device.type == "cpu" and _emulates_bf16())
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    emulated = precision == "bf16" and device.type == "cpu" and _emulates_bf16()
+    return "float32" if emulated else precision
 
 
 @cache
 def _emulates_bf16() -> bool:
     """Whether bfloat16 is so much slower than float32 on this processor that it must be emulated."""
-    seconds = {dtype: _seconds_of_a_product(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    ratio = seconds[torch.bfloat16] / seconds[torch.float32]
+    exact, half = _seconds_of_products((torch.float32, torch.bfloat16))
+    ratio = half / exact
     if ratio > _TOO_SLOW:
         log.warning(
             "This processor needs %.0f times as long for matrix products in bfloat16 as in float32; "
@@ -45,15 +51,25 @@ def _emulates_bf16() -> bool:
     return ratio > _TOO_SLOW
 
 
-def _seconds_of_a_product(dtype: torch.dtype, side: int = 192) -> float:
-    """The shortest of five tries, after one that sets things up."""
-    matrix = torch.ones(side, side, dtype=dtype)
-    taken = []
-    for _ in range(6):
-        started = time.perf_counter()
-        matrix @ matrix
-        taken.append(time.perf_counter() - started)
-    return min(taken[1:])
+def _seconds_of_products(dtypes: Sequence[torch.dtype], side: int = 192) -> list[float]:
+    """The shortest of five tries of each, in turn, after one that sets things up.
+
+    On one thread, whose time says most about the processor where other processes are busy.
+    """
+    matrices = [torch.ones(side, side, dtype=dtype, device="cpu") for dtype in dtypes]
+    taken: list[list[float]] = [[] for _ in dtypes]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.autocast("cpu", enabled=False):
+            for _ in range(6):
+                for matrix, seconds in zip(matrices, taken, strict=True):
+                    started = time.perf_counter()
+                    torch.mm(matrix, matrix)
+                    seconds.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    return [min(seconds[1:]) for seconds in taken]
 
 
 def prepare_blocks(module: nn.Module, *, compiled: bool, recomputed: bool, random: bool = False) -> None:

@@ -26,12 +26,11 @@ from iwm.index.photo import read_bytes
 from iwm.index.walk import Found as File
 from iwm.latent import Latent
 from iwm.ui.photo import Photo
-from iwm.undoing import EditReader
+from iwm.undoing import SAMPLED, EditReader
 from iwm.world_model import WorldModel
 
 BANK_SIZE = 256
 """Views among which the one asked for is looked up."""
-_REFERENCES = 256
 _THUMBNAIL = 192
 _THUMBNAILS = 512
 """Thumbnails kept: 54 MiB."""
@@ -166,7 +165,7 @@ class Shelf:
         """
         with self._learning:
             if self._reader is None:
-                self._reader = EditReader.fit(self._model, self._index.sample(_REFERENCES))
+                self._reader = EditReader.fit(self._model, self._index.sample(SAMPLED))
             return self._reader
 
 

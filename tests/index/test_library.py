@@ -9,7 +9,7 @@ import torch
 from PIL import ExifTags, Image
 
 import iwm
-from iwm.errors import IncompatibleLatentError, InvalidConfigError, LibraryError
+from iwm.errors import IncompatibleLatentError, InvalidConfigError, InvalidDataError, LibraryError
 from iwm.index import Filter, PhotoRecord
 from iwm.index import library as library_module
 from iwm.index import store as store_module
@@ -19,6 +19,7 @@ from iwm.index.sketch import sketch
 from iwm.index.store import schema
 from iwm.index.walk import Found
 from iwm.latent import Latent
+from iwm.undoing import EditReader
 
 ACTION = iwm.Action(brightness=0.6, grayscale=True)
 
@@ -154,12 +155,25 @@ def test_an_empty_library_finds_nothing(index, model):
 def test_a_sample_is_spread_over_the_sorted_paths(filled, model, folder):
     files = sorted(folder.rglob("*.jpg"))
     some = filled.sample(5)
-    expected = model.encode(files[::3]).tokens.half().float()
+    expected = model.encode([files[i] for i in (0, 2, 4, 7, 9)]).tokens.half().float()
     assert torch.allclose(some.tokens, expected, atol=2e-3)
     assert (some.space, some.grid) == (model.space, filled.grid)
     assert len(filled.sample(100)) == 12
     with pytest.raises(InvalidConfigError, match="count is 0"):
         filled.sample(0)
+
+
+def test_a_library_without_photographs_has_no_sample_and_teaches_nothing(model, library):
+    index = iwm.Index.create(library, model)
+    assert len(index.sample(5)) == 0
+    with pytest.raises(InvalidDataError, match=r"^0 references; undoing needs at least 16"):
+        EditReader.fit(model, index)
+
+
+def test_an_exported_model_is_not_sent_to_other_processes(monkeypatch, model, library, folder):
+    monkeypatch.setattr(type(model), "differentiable", False)
+    with pytest.raises(InvalidConfigError, match='or the engine "local"'):
+        iwm.Index.create(library, model).update(model, folder, engine="ray")
 
 
 def test_another_models_library_is_refused_with_both_names(filled, library, model, other_model, folder):

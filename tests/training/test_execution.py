@@ -104,19 +104,18 @@ def test_plain_attention_is_the_same_function():
 def test_bfloat16_that_a_processor_emulates_gives_way_to_float32(monkeypatch, caplog, times, dtype):
     def seconds(measured):
         asked.append(measured)
-        return 1e-4 * (times if measured == torch.bfloat16 else 1)
+        return [1e-4, 1e-4 * times]
 
     asked = []
-    monkeypatch.setattr(execution, "_seconds_of_a_product", seconds)
-    execution._emulates_bf16.cache_clear()
+    monkeypatch.setattr(execution, "_seconds_of_products", seconds)
+    monkeypatch.setattr(execution, "_emulates_bf16", functools.cache(execution._emulates_bf16.__wrapped__))
     for _ in range(2):
         with autocast(torch.device("cpu"), "bf16"):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
-    assert sorted(map(str, asked)) == ["torch.bfloat16", "torch.float32"]  # Once a process.
+    assert asked == [(torch.float32, torch.bfloat16)]  # Once a process.
     said = [record.getMessage() for record in caplog.records]
     assert said == [m for m in said if "60 times as long" in m and "--precision float32" in m]
     assert len(said) == (dtype == torch.float32)
-    execution._emulates_bf16.cache_clear()
 
 
 def test_nothing_is_measured_where_bfloat16_is_not_asked_for(monkeypatch):
@@ -125,5 +124,23 @@ def test_nothing_is_measured_where_bfloat16_is_not_asked_for(monkeypatch):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-def test_a_product_is_timed():
-    assert 0 < execution._seconds_of_a_product(torch.float32) < 1
+def test_products_are_timed_on_one_thread_in_the_precision_asked_for(monkeypatch):
+    """Whatever autocast, default device and number of threads the program has set."""
+    seen, multiply = [], torch.mm
+
+    def mm(a, b):
+        out = multiply(a, b)
+        seen.append((torch.get_num_threads(), str(out.device), out.dtype))
+        return out
+
+    monkeypatch.setattr(torch, "mm", mm)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+            seconds = execution._seconds_of_products((torch.float32, torch.bfloat16))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [(1, "cpu", torch.float32), (1, "cpu", torch.bfloat16)] * 6
+    assert all(0 < value < 10 for value in seconds)
