@@ -30,6 +30,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,16 +81,18 @@ def main() -> None:
     parser.add_argument("--model", default="iwm-tiny")
     parser.add_argument("--twin", default="iwm-tiny-inv", help="the invariant one")
     parser.add_argument("--data", metavar="NAME", help="of the study's data sets only this one")
+    parser.add_argument("--row", metavar="NAME", action="append", help="of the study's lines only this one")
     parser.add_argument("--images", type=int, default=3000, help="for training, of each data set at most")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("leverage"))
     options = parser.parse_args()
-    study = only(STUDIES[options.study], options.data)
+    study = only(STUDIES[options.study], options.data, options.row)
     check_models(options, study)
     found = run_all(options, study)
     text = "\n".join(table(study, data, found, options.out) for data in study.data)
     name = f"{options.study}-{options.data}" if options.data else options.study
+    name += "-some" if options.row else ""
     write_text(options.out / f"{name}.md", text)
     listed = [
         {"row": name, "data": data, "seed": seed, **result}
@@ -102,13 +105,19 @@ def main() -> None:
     print(text)
 
 
-def only(study: Study, data: str | None) -> Study:
-    """The study about one of its data sets, or about all."""
+def only(study: Study, data: str | None, names: Sequence[str] | None = None) -> Study:
+    """The study about one of its data sets, or about all; and of its lines those of some names, or all."""
     chosen = tuple(names for names in study.data if data is None or data == "+".join(names))
     if not chosen:
         known = ", ".join("+".join(names) for names in study.data)
         raise SystemExit(f"This study has no data set {data}; it has {known}.")
-    return replace(study, data=chosen)
+    if names is None:
+        return replace(study, data=chosen)
+    rows = tuple(row for row in study.rows if row.name in names)
+    if len(rows) < len(names):
+        raise SystemExit(f"This study has the rows {'; '.join(row.name for row in study.rows)}.")
+    pairs = tuple(pair for pair in study.pairs if set(pair) <= set(names))
+    return replace(study, data=chosen, rows=rows, claims=pairs)
 
 
 @functools.cache

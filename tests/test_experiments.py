@@ -477,6 +477,17 @@ def test_a_data_set_that_a_study_lacks_is_said(leverage):
         leverage.only(leverage.STUDIES["multitask"], "clothing")
 
 
+def test_a_study_of_some_rows_tells_their_differences(leverage):
+    study = leverage.STUDIES["protocols"]
+    some = leverage.only(study, "imagenette", ["encoder", "predictor, pretrained"])
+    assert [row.name for row in some.rows] == ["predictor, pretrained", "encoder"]
+    assert some.pairs == (("predictor, pretrained", "encoder"),)
+    first = study.rows[0].name
+    assert leverage.only(study, None, [first]).pairs == ()
+    with pytest.raises(SystemExit, match="has the rows predictor, random; predictor, pretrained; encoder"):
+        leverage.only(study, None, ["decoder"])
+
+
 def test_differences_are_paired_by_image(paired):
     before, after = torch.tensor([0, 1, 1, 0.0]), torch.tensor([1, 1, 1, 0.0])
     gain = (after - before).double()
