@@ -103,9 +103,9 @@ class StoredModel(nn.Module):
         return self._like.device
 
     def forward(self, *_: Any, **__: Any) -> NoReturn:
-        """What to call instead: a world model has several outputs."""
-        raise NotImplementedError(
-            "Write model.encode(images), model.predict(images, action), model.classify(images), or "
+        """Raise `TypeError`, with what to call instead."""
+        raise TypeError(
+            "A world model has several outputs: write model.encode(images), model.predict(images, action), model.classify(images), or "
             "model.encoder(pixels) to train through it."
         )
 

@@ -388,7 +388,7 @@ def test_saving_without_a_student_leaves_none_of_another_model(tmp_path, make):
 def test_a_model_says_where_it_is_and_what_to_call(model):
     assert model.device == torch.device("cpu")
     assert model.encode(torch.rand(3, 32, 32)).tokens.device == model.device
-    with pytest.raises(NotImplementedError, match=r"^Write model\.encode\(images\), model\.predict"):
+    with pytest.raises(TypeError, match=r"several outputs: write model\.encode\(images\), model\.predict"):
         model(torch.rand(1, 3, 32, 32))
 
 
