@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FEWEST = 16
 """References below which nothing can be learned; hundreds are better."""
 SAMPLED = 256
-"""References taken of a library: more cost time and teach little."""
+"""References taken of a library, at most: bounds the time."""
 _PENALTIES = (0.15, 0.5, 1.5)
 """For each row. Below these a ridge learns the world model's own traces, which real edits do not have."""
 _FOLDS = 4

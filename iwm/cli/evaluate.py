@@ -154,11 +154,9 @@ def decoder_command(
 
 def _spread(data: Path, count: int) -> list[Path]:
     """So many images of a folder, evenly spaced in the sorted list."""
-    from iwm.images import list_images
+    from iwm.images import list_images, spread
 
-    everything = list_images(data)
-    count = min(count, len(everything))
-    return [everything[i * len(everything) // count] for i in range(count)]
+    return spread(list_images(data), count)
 
 
 def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:

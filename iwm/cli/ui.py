@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from iwm.cli.index import LibraryModel, library_model
+from iwm.cli.index import library_model
 from iwm.cli.options import Device, console, load_model
 
 
@@ -20,7 +20,14 @@ def ui_command(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free.")] = 7860,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser.")] = False,
-    model: LibraryModel = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Zoo name, model folder, or org/name on the Hub; default: the library's, or iwm-tiny.",
+        ),
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Try a model by hand in a browser: act, undo, grids. Nothing leaves this machine; Ctrl-C ends it."""

@@ -18,7 +18,7 @@ from iwm.evaluation.labelled import (
     read_segmentation_folder,
     unreadable,
 )
-from iwm.images import file_list_hash
+from iwm.images import file_list_hash, spread
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def read_task(
         if not held_out.images or not train.images:
             raise InvalidDataError(f"{folder} has too few images to hold some out; name others with --val.")
     if images and images < len(train):
-        train = train.take([i * len(train) // images for i in range(images)])
+        train = train.take(spread(range(len(train)), images))
         empty = _first_without_images(train, names)
         if empty:
             raise InvalidDataError(
