@@ -4,6 +4,8 @@
 
 Same machine, same process, in turn. Beside the ratio of times stands the ratio of floating-point
 operations, counted and not estimated: what the predictor costs is not the network's fault alone.
+With --predictors the rest is as the model has it, at random weights, and the predictor is each of three in
+turn: ours, the paper's layout with our conditioning, and that with its source tokens shared by all actions.
 With --cpu-time the processor's time is taken, which other programs on the machine disturb less;
 it is the time of one thread if there is one.
 """
@@ -14,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import iwm
 from iwm.actions import stack_actions
 from iwm.photometry import transform
+
+PREDICTORS = {
+    "inplace, adaln": {"layout": "inplace", "conditioning": "adaln"},
+    "append, adaln": {"layout": "append", "conditioning": "adaln"},
+    "append, adaln, shared source": {"layout": "append", "conditioning": "adaln", "share_source": True},
+}
 
 
 def main() -> None:
@@ -32,15 +41,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--predictors", action="store_true", help="instead of the model's own, three")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tick = time.process_time if options.cpu_time else time.perf_counter
     print(f"{options.model}, {options.device}, {options.threads} threads, PyTorch {torch.__version__}")
     print(f"{'dtype':10}{'K':>5}{'act ms':>10}{'encode ms':>11}{'time':>7}{'FLOP':>7}{'time/FLOP':>11}")
     for dtype in (torch.float32, torch.bfloat16):
-        model = iwm.load(options.model, device=options.device, dtype=dtype)
-        for count in options.actions:
-            report(model, count, options.rounds, tick, str(dtype)[6:])
+        own = iwm.load(options.model, device=options.device, dtype=dtype)
+        for name, predictor in (PREDICTORS if options.predictors else {"": {}}).items():
+            model = own
+            if predictor:
+                print(name, flush=True)
+                changed = replace(own.config.predictor, **predictor)  # type: ignore[arg-type]
+                model = iwm.WorldModel(own.config.replace(predictor=changed)).to(options.device, dtype)
+            for count in options.actions:
+                report(model, count, options.rounds, tick, str(dtype)[6:])
 
 
 def report(model: iwm.WorldModel, count: int, rounds: int, tick: Callable[[], float], dtype: str) -> None:

@@ -107,6 +107,8 @@ class PredictorConfig:
             `sequence` (the paper's other one: a token for every component), `adaln` (ours: scale,
             shift and gate of every block), or `none`.
         mlp_ratio: hidden width of the MLPs over `width`.
+        share_source: source tokens attend to each other alone and are told nothing of the action,
+            so that they are computed once for any number of actions (ours; for `append`).
     """
 
     width: int = 384
@@ -114,6 +116,7 @@ class PredictorConfig:
     layout: Layout = "append"
     conditioning: Conditioning = "feature"
     mlp_ratio: float = 4.0
+    share_source: bool = False
 
     def __post_init__(self) -> None:
         require_choice("predictor.layout", self.layout, Layout)
@@ -123,6 +126,10 @@ class PredictorConfig:
             require(1 <= value <= limit, f"predictor.{name} is {value}; it must be 1 to {limit}.")
         require(self.width % 4 == 0, f"predictor.width {self.width} must be divisible by 4.")
         require(0 < self.mlp_ratio <= 16, f"predictor.mlp_ratio is {self.mlp_ratio}; use 0 to 16.")
+        require(
+            self.layout == "append" or not self.share_source,
+            "predictor.share_source needs source tokens beside the mask tokens; take predictor.layout append.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

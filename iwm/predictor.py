@@ -20,12 +20,11 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
-from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
+from iwm.blocks import AdaLNBlock, PlainBlock, run_apart
 from iwm.config import VECTOR_SIZE, WorldModelConfig
-from iwm.encoder import NORM_EPS, BlockNorm, run_blocks, sincos_positions, take_tokens
+from iwm.encoder import NORM_EPS, run_blocks, sincos_positions, take_tokens
 
 
 class Predictor(nn.Module):
@@ -45,9 +44,7 @@ class Predictor(nn.Module):
         self.embed_action = _action_mlp(action_size, width) if conditioning == "adaln" else None
         self.action_tokens = ActionTokens(action_size, width) if conditioning == "sequence" else None
         self.blocks = nn.ModuleList(
-            AdaLNBlock(width, heads, self.config.mlp_ratio)
-            if conditioning == "adaln"
-            else Block(width, heads, self.config.mlp_ratio, qkv_bias=True, norm_layer=BlockNorm)  # type: ignore[arg-type]
+            (AdaLNBlock if conditioning == "adaln" else PlainBlock)(width, heads, self.config.mlp_ratio)
             for _ in range(self.config.depth)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -74,8 +71,7 @@ class Predictor(nn.Module):
         Returns:
             `[B, T, D]`, in the order of `targets`.
         """
-        x, read = self._sequence(source, action, grid, visible, targets)
-        out = self._run(x, action)[-1][:, read]
+        out = self._run(*self._sequence(source, action, grid, visible, targets), action)[-1]
         if targets is not None and self.config.layout == "inplace":
             out = take_tokens(out, targets)
         out = self._project_out(out)
@@ -102,8 +98,9 @@ class Predictor(nn.Module):
         Returns:
             Not yet normalised: `[B, N, D]`, without `extra` the same as `forward`; or `[B, 1, D]`.
         """
-        x, read = self._sequence(source, action, grid, token=token)
-        return self._project_out(self._run(x, action, extra)[-1][:, read])
+        return self._project_out(
+            self._run(*self._sequence(source, action, grid, token=token), action, extra)[-1]
+        )
 
     def features(
         self,
@@ -121,8 +118,7 @@ class Predictor(nn.Module):
         Returns:
             `count` times `[B, N, P]`.
         """
-        x, read = self._sequence(source, action, grid)
-        return [tokens[:, read] for tokens in self._run(x, action, extra, count)]
+        return self._run(*self._sequence(source, action, grid), action, extra, count)
 
     def _sequence(
         self,
@@ -132,21 +128,19 @@ class Predictor(nn.Module):
         visible: Tensor | None = None,
         targets: Tensor | None = None,
         token: Tensor | None = None,
-    ) -> tuple[Tensor, slice]:
-        """What the first block reads, and where in it the output is."""
+    ) -> tuple[Tensor | None, Tensor]:
+        """What the first block reads: tokens that come first, if any, and those where the output is."""
         positions_NP = sincos_positions(self.config.width, grid, self.train_grid, self.project_in.weight)
         context_BVP = self.project_in(source)
         if self.config.layout == "inplace":
             x = self._mix(self._spread(context_BVP, visible, positions_NP) + positions_NP, action_BA)
             if token is None:
-                return x, slice(x.shape[1])
+                return None, x
         else:
             x = context_BVP + _positions_at(positions_NP, visible, context_BVP.shape[0])
             if token is None:
                 token = self.mask_token + _positions_at(positions_NP, targets, context_BVP.shape[0])
-        start = x.shape[1]
-        x = _joined(x, self._mix(token.to(x.dtype), action_BA))
-        return x, slice(start, x.shape[1])
+        return x, self._mix(token.to(x.dtype), action_BA)
 
     def _spread(self, context_BVP: Tensor, visible: Tensor | None, positions_NP: Tensor) -> Tensor:
         """Context tokens at their places, mask tokens elsewhere, `[B, N, P]`."""
@@ -171,14 +165,27 @@ class Predictor(nn.Module):
         mixed: Tensor = self.mix(torch.cat((tokens_BTP, spread), dim=-1))
         return mixed
 
-    def _run(self, x: Tensor, action_BA: Tensor, extra: Tensor | None = None, count: int = 1) -> list[Tensor]:
-        """Tokens after the last blocks; extra and action tokens come after all others."""
+    def _run(
+        self,
+        source: Tensor | None,
+        asking: Tensor,
+        action_BA: Tensor,
+        extra: Tensor | None = None,
+        count: int = 1,
+    ) -> list[Tensor]:
+        """The asking tokens after the last blocks; extra and action tokens come after all others."""
+        asked = asking.shape[1]
         if extra is not None:
-            x = torch.cat((x, extra.to(x.dtype)), dim=1)
+            asking = _joined(asking, extra.to(asking.dtype))
         if self.action_tokens is not None:
-            x = _joined(x, self.action_tokens(action_BA).to(x.dtype))
-        condition = () if self.embed_action is None else (self.embed_action(action_BA),)
-        return run_blocks(self.blocks, x, *condition, count=count)
+            asking = _joined(asking, self.action_tokens(action_BA).to(asking.dtype))
+        condition = None if self.embed_action is None else self.embed_action(action_BA)
+        if source is not None and self.config.share_source:
+            outputs, start = run_apart(self.blocks, source, asking, condition, count), 0
+        else:
+            x, start = (asking, 0) if source is None else (_joined(source, asking), source.shape[1])
+            outputs = run_blocks(self.blocks, x, *(() if condition is None else (condition,)), count=count)
+        return [tokens[:, start : start + asked] for tokens in outputs]
 
     def _project_out(self, x: Tensor) -> Tensor:
         out: Tensor = self.project_out(self.norm(x))
@@ -196,33 +203,6 @@ class ActionTokens(nn.Module):
         """`[B, A]` to `[B, A, P]`."""
         parts = action_BA.unsqueeze(-1).unbind(1)
         return torch.stack([layer(part) for layer, part in zip(self.components, parts, strict=True)], dim=1)
-
-
-class AdaLNBlock(nn.Module):
-    """A transformer block whose two branches are scaled, shifted and gated by a condition.
-
-    With zero modulation weights it is a plain pre-norm block.
-    """
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
-        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
-        self.modulation = nn.Linear(width, 6 * width)
-        self.drop_path1: nn.Module = nn.Identity()
-        self.drop_path2: nn.Module = nn.Identity()
-
-    def forward(self, x_BTP: Tensor, condition_BP: Tensor) -> Tensor:
-        """`x` `[B, T, P]`, one condition `[B, P]` per sample."""
-        modulation = self.modulation(condition_BP).unsqueeze(1)
-        scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)
-        attended = (1 + gate1) * self.attn(torch.addcmul(shift1, self.norm1(x_BTP), 1 + scale1))
-        x_BTP = x_BTP + self.drop_path1(attended)
-        moved = (1 + gate2) * self.mlp(torch.addcmul(shift2, self.norm2(x_BTP), 1 + scale2))
-        out: Tensor = x_BTP + self.drop_path2(moved)
-        return out
 
 
 def _joined(x: Tensor, y: Tensor) -> Tensor:

@@ -36,12 +36,22 @@ for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORM
 
 
 def _tiny_config(
-    layout: Layout = "inplace", conditioning: Conditioning = "adaln", encoding: ActionEncoding = "pair"
+    layout: Layout = "inplace",
+    conditioning: Conditioning = "adaln",
+    encoding: ActionEncoding = "pair",
+    share_source: bool = False,
 ) -> WorldModelConfig:
     return WorldModelConfig(
         name="tiny",
         encoder=EncoderConfig(width=48, depth=2, heads=4, patch_size=8, image_size=32, mlp_ratio=2.0),
-        predictor=PredictorConfig(width=32, depth=2, layout=layout, conditioning=conditioning, mlp_ratio=2.0),
+        predictor=PredictorConfig(
+            width=32,
+            depth=2,
+            layout=layout,
+            conditioning=conditioning,
+            mlp_ratio=2.0,
+            share_source=share_source,
+        ),
         actions=ActionConfig(encoding=encoding),
         preprocess=PreprocessConfig(size=32, resize=36),
     )
@@ -49,7 +59,7 @@ def _tiny_config(
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., WorldModelConfig]:
-    """`tiny_config(layout=..., conditioning=..., encoding=...)`: a model of 4 x 4 patches of 8 pixels."""
+    """`tiny_config(layout=..., conditioning=..., encoding=..., share_source=...)`: a model of 4 x 4 patches of 8 pixels."""
     return _tiny_config
 
 

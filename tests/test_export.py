@@ -40,9 +40,9 @@ TOLERANCE = {"fp32": 2e-4, "fp16": 0.08, "int8": 0.5}
 LEAST_COSINE = {"fp32": 0.999999, "fp16": 0.999, "int8": 0.99}
 
 
-def small(make_config, layout="inplace", conditioning="adaln"):
+def small(make_config, layout="inplace", conditioning="adaln", **changes):
     torch.manual_seed(0)
-    model = WorldModel(make_config(layout, conditioning))
+    model = WorldModel(make_config(layout, conditioning, **changes))
     for name, weights in model.named_parameters():
         torch.nn.init.normal_(weights, std=0.3 if "action" in name or "modulation" in name else 0.15)
     return model
@@ -98,14 +98,23 @@ def test_smaller_numbers_make_smaller_files(folder):
 
 
 @pytest.mark.parametrize(
-    ("layout", "conditioning"), [("append", "feature"), ("inplace", "sequence"), ("inplace", "none")]
+    ("layout", "conditioning", "shared"),
+    [
+        ("append", "feature", False),
+        ("append", "feature", True),
+        ("append", "adaln", True),
+        ("inplace", "sequence", False),
+        ("inplace", "none", False),
+    ],
 )
-def test_every_kind_of_predictor_is_exported(tiny_config, tmp_path, layout, conditioning):
-    model = small(tiny_config, layout, conditioning)
-    model.export(tmp_path / "out", "onnx", "fp32")
-    latent = model.encode(torch.rand(1, 3, 32, 32))
-    exported = iwm.load(tmp_path / "out", backend="onnx")
-    close(exported.apply_action(latent, ACTIONS), model.apply_action(latent, ACTIONS), "fp32")
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_every_kind_of_predictor_is_exported(tiny_config, tmp_path, layout, conditioning, shared, format):  # noqa: A002
+    model = small(tiny_config, layout, conditioning, share_source=shared)
+    model.export(tmp_path / "out", format, "fp32")
+    exported = iwm.load(tmp_path / "out", backend=format)
+    for photographs in (1, len(ACTIONS)):
+        latent = model.encode(torch.rand(photographs, 3, 32, 32))
+        close(exported.apply_action(latent, ACTIONS), model.apply_action(latent, ACTIONS), "fp32")
 
 
 def test_what_takes_a_model_takes_an_export(model, folder):

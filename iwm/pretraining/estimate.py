@@ -94,15 +94,18 @@ def _activations(config: PretrainConfig, visible: int, count: int) -> int:
     value = 2 if config.precision == "bf16" else 4
     plain = planned_device(config.device)[0].type == "cpu"  # See `prefer_plain_attention`.
 
-    def blocks(depth: int, width: int, mlp_ratio: float, tokens: int, scaled: bool = False) -> float:
+    def blocks(
+        depth: int, width: int, mlp_ratio: float, tokens: int, unseen: int = 0, scaled: bool = False
+    ) -> float:
         features = 8 + (6 + 2 * mlp_ratio) * value + (8 + 2 * value if scaled else 0)
-        one = tokens * width * features + (value * e.heads * tokens**2 if plain else 0)
+        one = tokens * width * features + (value * e.heads * (tokens**2 - unseen) if plain else 0)
         if config.activation_checkpointing:  # The inputs of all, and the one that is run again.
             return depth * tokens * width * 4 + one
         return depth * one
 
     tokens = count + (VECTOR_SIZE[config.model.actions.encoding] if p.conditioning == "sequence" else 0)
-    predictor = blocks(p.depth, p.width, p.mlp_ratio, tokens, p.conditioning == "adaln")
+    unseen = visible * (tokens - visible) if p.share_source else 0  # Pairs that do not meet.
+    predictor = blocks(p.depth, p.width, p.mlp_ratio, tokens, unseen, p.conditioning == "adaln")
     student = 0 if config.freeze_encoder else blocks(e.depth, e.width, e.mlp_ratio, visible)
     return round(student + predictor)
 

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Attention, Block
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from iwm.predictor import AdaLNBlock
+from iwm.blocks import AdaLNBlock
 from iwm.training.config import Precision
 
 log = logging.getLogger(__name__)
@@ -85,12 +85,15 @@ def prepare_blocks(module: nn.Module, *, compiled: bool, recomputed: bool, rando
     for block in module.modules():
         if not isinstance(block, Block | AdaLNBlock):
             continue
-        run = block.forward
-        if compiled:
-            run = torch.compile(run, dynamic=True)
-        if recomputed:
-            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=random)
-        block.forward = run  # type: ignore[method-assign]
+        for way in ("forward", "apart"):
+            run = getattr(block, way, None)
+            if run is None:
+                continue
+            if compiled:
+                run = torch.compile(run, dynamic=True)
+            if recomputed:
+                run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=random)
+            setattr(block, way, run)
 
 
 def prefer_plain_attention(module: nn.Module) -> None:

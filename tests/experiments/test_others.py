@@ -1,36 +1,9 @@
-"""Experiments with source tokens and readers of edits."""
+"""Experiments with readers of edits."""
 
 import pytest
 import torch
-from adapter_parts import shake
 
 import iwm
-from iwm.config import VECTOR_SIZE
-
-
-@pytest.mark.parametrize("conditioning", ["feature", "adaln"])
-@pytest.mark.parametrize("fused", [True, False])
-def test_shared_source_tokens_are_those_of_the_source_alone(script, tiny_config, conditioning, fused):
-    """What the library's own blocks make of them, without mask tokens and without an action."""
-    config = tiny_config(layout="append", conditioning=conditioning)
-    predictor = script("shared_source").SharedSourcePredictor(config).eval().requires_grad_(False)
-    shake(predictor, 0.2)
-    for block in predictor.blocks:
-        block.attn.fused_attn = fused
-    grid, source = (4, 4), torch.randn(1, 16, config.encoder.width)
-    actions = torch.randn(2, VECTOR_SIZE[config.actions.encoding])
-    x, read = predictor._sequence(source, actions, grid)
-    alone = x[:1, : read.start]
-    for block in predictor.blocks:
-        alone = (
-            block(alone, torch.zeros(1, config.predictor.width)) if conditioning == "adaln" else block(alone)
-        )
-    shared = predictor._run(x, actions)[-1][:, : read.start]
-    assert torch.allclose(shared, alone.expand(2, -1, -1), atol=1e-5)
-    predicted = predictor(source, actions, grid)
-    moved = source + torch.eye(16)[0][:, None]  # One token: all that are predicted see it.
-    assert (predictor(moved, actions, grid) - predicted).abs().amax((0, 2)).min() > 1e-3
-    assert (predicted[0] - predicted[1]).abs().max() > 1e-2
 
 
 def test_every_reader_is_asked_for_a_sigma(script, acting_model):

@@ -11,10 +11,20 @@ from iwm.training.config import DataConfig
 def make_config():
     """A function that builds a tiny `PretrainConfig`; `layout` and the like go to its model."""
 
-    def make(*, layout="inplace", conditioning="adaln", encoding="pair", symmetric=False, **changes):
+    def make(
+        *,
+        layout="inplace",
+        conditioning="adaln",
+        encoding="pair",
+        symmetric=False,
+        share_source=False,
+        **changes,
+    ):
         model = WorldModelConfig(
             encoder=EncoderConfig(width=32, depth=1, heads=2, patch_size=8, image_size=32),
-            predictor=PredictorConfig(width=32, depth=1, layout=layout, conditioning=conditioning),
+            predictor=PredictorConfig(
+                width=32, depth=1, layout=layout, conditioning=conditioning, share_source=share_source
+            ),
             actions=ActionConfig(encoding=encoding, symmetric=symmetric),
             preprocess=PreprocessConfig(size=32, resize=32),
         )

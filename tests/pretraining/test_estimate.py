@@ -30,11 +30,13 @@ KEYS = [(0, 0), (3, 5)]
 LAYOUTS = ["append", "inplace"]
 
 
-def _config(layout="append", conditioning="feature", **changes):
+def _config(layout="append", conditioning="feature", share_source=False, **changes):
     """Without blur, whose convolutions are no part of the networks."""
     model = WorldModelConfig(
         encoder=EncoderConfig(width=64, depth=3, heads=2, patch_size=8, image_size=64, mlp_ratio=2.0),
-        predictor=PredictorConfig(width=48, depth=2, layout=layout, conditioning=conditioning),
+        predictor=PredictorConfig(
+            width=48, depth=2, layout=layout, conditioning=conditioning, share_source=share_source
+        ),
         actions=ActionConfig(distribution=PhotometryDistribution(blur_probability=0)),
         preprocess=PreprocessConfig(size=64, resize=64),
     )
@@ -180,6 +182,7 @@ def _kept_bytes(config, step):
         ("inplace", "sequence", {}),
         ("append", "none", {"freeze_encoder": True}),
         ("append", "adaln", {"precision": "float32"}),
+        ("append", "adaln", {"share_source": True}),
     ],
     ids=str,
 )

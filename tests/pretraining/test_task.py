@@ -18,6 +18,7 @@ from iwm.training.optimizer import make_optimizer, set_schedule
 KEYS = [(0, 3), (0, 1), (1, 2), (4, 9)]
 KINDS = [
     {"layout": "append", "conditioning": "feature", "encoding": "difference"},
+    {"layout": "append", "conditioning": "feature", "share_source": True},
     {"layout": "inplace", "conditioning": "adaln", "symmetric": True},
     {"layout": "inplace", "conditioning": "none"},
 ]

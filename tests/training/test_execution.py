@@ -15,10 +15,15 @@ KEYS = [(0, index) for index in range(4)]
 
 
 def _task(conditioning):
+    """`shared` is the `append` layout whose source tokens are kept apart, with `adaln`."""
+    shared = conditioning == "shared"
     layout = "inplace" if conditioning == "adaln" else "append"
+    conditioning = "adaln" if shared else conditioning
     model = WorldModelConfig(
         encoder=EncoderConfig(width=32, depth=3, heads=2, patch_size=8, image_size=32),
-        predictor=PredictorConfig(width=32, depth=2, layout=layout, conditioning=conditioning),
+        predictor=PredictorConfig(
+            width=32, depth=2, layout=layout, conditioning=conditioning, share_source=shared
+        ),
         preprocess=PreprocessConfig(size=32, resize=32),
     )
     torch.manual_seed(0)
@@ -54,7 +59,7 @@ def _kept_bytes(task):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # While PyTorch traces.
-@pytest.mark.parametrize("conditioning", ["feature", "adaln"])
+@pytest.mark.parametrize("conditioning", ["feature", "adaln", "shared"])
 @pytest.mark.parametrize(("compiled", "recomputed"), [(False, True), (True, False), (True, True)])
 def test_the_way_of_running_blocks_changes_no_result(monkeypatch, conditioning, compiled, recomputed):
     captured = []
@@ -81,8 +86,9 @@ def test_the_way_of_running_blocks_changes_no_result(monkeypatch, conditioning, 
         torch.testing.assert_close(gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_recomputed_blocks_keep_their_input_alone():
-    whole, least = _task("adaln"), _task("adaln")
+@pytest.mark.parametrize("conditioning", ["adaln", "shared"])
+def test_recomputed_blocks_keep_their_input_alone(conditioning):
+    whole, least = _task(conditioning), _task(conditioning)
     prepare_blocks(least, compiled=False, recomputed=True)
     assert _kept_bytes(least) < 0.35 * _kept_bytes(whole)
 
