@@ -83,6 +83,9 @@ def main() -> None:
     parser.add_argument("--data", metavar="NAME", help="of the study's data sets only this one")
     parser.add_argument("--row", metavar="NAME", action="append", help="of the study's lines only this one")
     parser.add_argument("--images", type=int, default=3000, help="for training, of each data set at most")
+    parser.add_argument(
+        "--steps", type=int, help="of every `iwm finetune`, instead of what its recipe or the study has"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("leverage"))
@@ -161,6 +164,11 @@ def make_job(options: argparse.Namespace, study: Study, row: Row, data: tuple[st
     """The command of a row for a seed, and a folder named after what it does."""
     model = options.twin if row.twin else options.model
     own = [*study.shared, *row.options]
+    if row.kind == "finetune" and options.steps:
+        if "--epochs" in own:
+            at = own.index("--epochs")
+            del own[at : at + 2]
+        own += ["--steps", str(options.steps)]
     own += ["--images", str(options.images)] if row.kind != "mrr" else []
     own += ["--seed", str(seed)]
     known = [row.kind, *data, *(["twin"] if row.twin else []), Path(model).name]

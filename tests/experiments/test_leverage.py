@@ -41,6 +41,7 @@ def options(tiny_config, tmp_path):
         model=str(tmp_path / "model"),
         twin=str(tmp_path / "twin"),
         images=10,
+        steps=None,
         jobs=1,
         seeds=2,
     )
@@ -50,13 +51,15 @@ class StopError(Exception):
     pass
 
 
-def test_every_row_is_a_command_that_is_understood(leverage, monkeypatch, data_sets, options):
+@pytest.mark.parametrize("steps", [None, 7])
+def test_every_row_is_a_command_that_is_understood(leverage, monkeypatch, data_sets, options, steps):
     """Of all studies, on small folders, up to the first step of training."""
     from iwm import evaluation
     from iwm.cli.main import app
     from iwm.finetuning import probe, run
 
     asked = {}
+    options.steps = steps
 
     def train(task, source, config, *rest):
         asked.update(config=config, model=task.model, images=sum(source.lengths))
@@ -82,6 +85,7 @@ def test_every_row_is_a_command_that_is_understood(leverage, monkeypatch, data_s
                 continue
             config = asked["config"]
             assert config.seed == 1
+            assert (config.steps == 7) is (steps == 7 and row.kind == "finetune")
             assert asked["images"] == (3 if study.segments else 10 * len(study.data[0]))
             assert config.init == ("random" if "random" in row.name else "pretrained")
             assert config.output == ("token" if "token" in row.name else "all")
