@@ -21,15 +21,18 @@ from iwm.encoder import set_drop_path
 from iwm.finetuning.recipes import find_recipe
 from iwm.finetuning.task import FinetuneTask
 from iwm.loading import load
-from iwm.training.execution import prefer_plain_attention
+from iwm.training.execution import autocast, prefer_plain_attention
 
 PROTOCOLS = ("linear", "attentive", "predictor", "encoder", "end-to-end", "segmentation")
 
 
-def measure(name: str, model_name: str, steps: int, cached: bool) -> float:
+def measure(name: str, model_name: str, steps: int, cached: bool, channels: int | None = None) -> float:
     config = find_recipe(f"{name}-small").replace(batch_size=32)
     model = load(model_name)
-    described = TaskConfig(kind=config.task, labels=tuple(map(str, range(10))), head=config.head)
+    wide = config.channels if channels is None else channels
+    described = TaskConfig(
+        kind=config.task, labels=tuple(map(str, range(10))), head=config.head, channels=wide
+    )
     own = model.config.predictor if config.tune == "predictor" else None
     reads = "predictor" if config.uses_predictor else "encoder"
     adapter = Adapter(
@@ -54,7 +57,7 @@ def measure(name: str, model_name: str, steps: int, cached: bool) -> float:
     spent = []
     for step in range(steps + 1):
         started = time.process_time()
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.device("cpu"), "bf16"):
             loss, _ = task(crops, step, keys)
         loss.backward()
         optimizer.step()
@@ -76,6 +79,8 @@ def main() -> None:
             f"   from kept latents {measure(name, options.model, options.steps, True):8.1f}" if frozen else ""
         )
         print(cached, flush=True)
+    name = "segmentation, a head at full width"
+    print(f"{name} {measure('segmentation', options.model, options.steps, False, channels=0):8.1f} images/s")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ MAX_DEPTH = 1024
 MAX_GRID = 256
 """Patches along one side of an image."""
 MAX_LABELS = 100_000
+MAX_CHANNELS = 4096
+"""Inside an UperNet head."""
 MAX_TASKS = 64
 """Of one adapter."""
 MAX_ADAPTERS = 32
@@ -169,12 +171,14 @@ class TaskConfig:
             [App. A.2]; `upernet`, for segmentation.
         batch_norm: whether pooled tokens are batch-normalised, without affine parameters, before
             the linear head.
+        channels: inside an `upernet` head; 0 is 512, or the tokens' width where that is less.
     """
 
     kind: TaskKind
     labels: tuple[str, ...]
     head: Head
     batch_norm: bool = False
+    channels: int = 0
 
     def __post_init__(self) -> None:
         require_choice("task.kind", self.kind, TaskKind)
@@ -193,6 +197,13 @@ class TaskConfig:
         )
         require(
             not self.batch_norm or self.head == "linear", "batch_norm goes with a linear head; leave it out."
+        )
+        require(
+            not self.channels or self.head == "upernet", "channels go with an upernet head; leave them out."
+        )
+        require(
+            0 <= self.channels <= MAX_CHANNELS,
+            f"channels is {self.channels}; it must be 0 to {MAX_CHANNELS}.",
         )
 
 

@@ -60,7 +60,7 @@ def count_statistics(config: AdapterConfig, model: WorldModelConfig) -> int:
     for task in config.tasks.values():
         width = read_width(config, task, model)
         if task.head == "upernet":
-            total += 2 * (width + 12 * upernet_width(width))
+            total += 2 * (width + 12 * upernet_channels(task, width))
         elif task.batch_norm:
             total += 2 * width
     return total
@@ -80,16 +80,16 @@ def count_head(task: TaskConfig, width: int) -> int:
         return (width + 1) * classes
     if task.head == "attentive":  # Query, norm; keys and values, linear out; classes.
         return 3 * width + 2 * width * (width + 1) + width * (width + 1) + (width + 1) * classes
-    c = upernet_width(width)
+    c = upernet_channels(task, width)
     scaled = 3 * (4 * width**2 + width) + 2 * width  # Three deconvolutions and a norm.
     pooled = 4 * (width * c + 2 * c) + 9 * (width + 4 * c) * c + 2 * c
     merged = 3 * (width * c + 2 * c) + 3 * (9 * c**2 + 2 * c) + 9 * 4 * c**2 + 2 * c
     return scaled + pooled + merged + (c + 1) * classes
 
 
-def upernet_width(width: int) -> int:
-    """Channels inside an UperNet head: 512 as in the original, fewer for narrow tokens."""
-    return min(512, width)
+def upernet_channels(task: TaskConfig, width: int) -> int:
+    """Channels inside an UperNet head: by default 512 as in the original, fewer for narrow tokens."""
+    return task.channels or min(512, width)
 
 
 def count_decoder(config: DecoderConfig, model: WorldModelConfig) -> int:

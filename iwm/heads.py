@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iwm.config import TaskConfig
-from iwm.counting import upernet_width
+from iwm.counting import upernet_channels
 from iwm.encoder import NORM_EPS, BlockNorm
 
 POOL_SCALES = (1, 2, 3, 6)
@@ -67,9 +67,8 @@ class AttentiveHead(nn.Module):
 class UperNetHead(nn.Module):
     """Pyramid pooling and a feature pyramid over the tokens of four blocks."""
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, channels: int, classes: int) -> None:
         super().__init__()
-        channels = upernet_width(width)
         self.scales = nn.ModuleList(
             (
                 nn.Sequential(_double(width), nn.BatchNorm2d(width), nn.GELU(), _double(width)),
@@ -115,7 +114,7 @@ def make_head(task: TaskConfig, width: int, heads: int) -> nn.Module:
     """
     classes = len(task.labels)
     if task.head == "upernet":
-        return UperNetHead(width, classes)
+        return UperNetHead(width, upernet_channels(task, width), classes)
     if task.head == "attentive":
         return AttentiveHead(width, heads, classes)
     return LinearHead(width, classes, task.batch_norm)

@@ -41,6 +41,7 @@ def test_json_round_trip():
     fields = json.loads(text)["adapters"]["both"]
     assert fields["tasks"]["pets"] == {
         "kind": "classification", "labels": ["Kätzchen", "犬"], "head": "attentive", "batch_norm": False,
+        "channels": 0,
     }  # fmt: skip
     assert fields["predictor"]["width"] == 96
 
@@ -69,6 +70,8 @@ def test_tasks_of_a_model():
         ({"head": "upernet"}, 'A classification task has a head "upernet"; use linear or attentive'),
         ({"kind": "segmentation"}, 'A segmentation task has a head "linear"; use upernet'),
         ({"head": "attentive", "batch_norm": True}, "batch_norm goes with a linear head"),
+        ({"head": "attentive", "channels": 64}, "channels go with an upernet head"),
+        ({"kind": "segmentation", "head": "upernet", "channels": 4097}, "it must be 0 to 4096"),
         ({"labels": ()}, f"A task has 0 labels; it needs 2 to {MAX_LABELS}"),
         ({"labels": ("cat",)}, "A task has 1 labels"),
         ({"labels": ("x",) * (MAX_LABELS + 1)}, "A task has 100001 labels"),

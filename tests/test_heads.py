@@ -1,6 +1,7 @@
 """Heads against plain loops and against other people's implementations."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,14 +77,17 @@ def test_attentive_sees_a_set():
     assert (head(tokens[:, :5]) - head(tokens)).abs().max() > 1e-3
 
 
-def reference_upernet(head, classes):
+def reference_upernet(head, channels, classes):
     """The same weights in transformers' UperNet and BEiT's pyramid, which others have checked."""
     upernet = pytest.importorskip(
         "transformers.models.upernet.modeling_upernet", reason="pip install transformers"
     )
     beit = pytest.importorskip("transformers.models.beit.modeling_beit", reason="pip install transformers")
-    config = upernet.UperNetConfig(hidden_size=WIDTH, num_labels=classes, pool_scales=[1, 2, 3, 6])
-    reference, neck = upernet.UperNetHead(config, [WIDTH] * 4), beit.BeitFPNNeck(config)
+    config = upernet.UperNetConfig(hidden_size=channels, num_labels=classes, pool_scales=[1, 2, 3, 6])
+    reference, neck = (
+        upernet.UperNetHead(config, [WIDTH] * 4),
+        beit.BeitFPNNeck(beit.BeitConfig(hidden_size=WIDTH)),
+    )
     names = {"0": "conv", "1": "batch_norm"}
     blocks = {
         "pooled": "psp_modules.{}.1",
@@ -108,11 +112,11 @@ def reference_upernet(head, classes):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("grid", [(4, 4), (2, 5), (7, 3)])
-def test_upernet_equals_transformers(grid, training):
-    head = UperNetHead(WIDTH, 4)
+@pytest.mark.parametrize(("grid", "channels"), [((4, 4), WIDTH), ((2, 5), 12), ((7, 3), WIDTH + 4)])
+def test_upernet_equals_transformers(grid, channels, training):
+    head = UperNetHead(WIDTH, channels, 4)
     shake(head)
-    reference, neck = reference_upernet(head, 4)
+    reference, neck = reference_upernet(head, channels, 4)
     for module in (head, reference, neck):
         module.train(training)
     features = [torch.randn(2, grid[0] * grid[1], WIDTH) for _ in range(4)]
@@ -123,7 +127,7 @@ def test_upernet_equals_transformers(grid, training):
 
 
 def test_upernet_puts_scores_where_the_tokens_are():
-    head = UperNetHead(WIDTH, 4).eval()
+    head = UperNetHead(WIDTH, WIDTH, 4).eval()
     shake(head)
     features = [torch.randn(1, 64, WIDTH) for _ in range(4)]
     before = head(features, (8, 8))
@@ -143,6 +147,7 @@ def test_upernet_puts_scores_where_the_tokens_are():
         (classification(batch_norm=True), LinearHead),
         (classification("a", "b", head="attentive"), AttentiveHead),
         (segmentation(), UperNetHead),
+        (replace(segmentation(), channels=6), UperNetHead),
     ],
 )
 def test_heads_of_tasks_and_their_parameters(task, kind, width):
@@ -155,7 +160,7 @@ def test_heads_of_tasks_and_their_parameters(task, kind, width):
 
 def test_upernet_has_no_more_channels_than_the_original():
     with torch.device("meta"):
-        head = UperNetHead(768, 150)
+        head = make_head(segmentation(*(str(i) for i in range(150))), 768, HEADS)
     assert head.merge[0].weight.shape == (512, 2048, 3, 3)
     assert sum(p.numel() for p in head.parameters()) == count_head(
         segmentation(*(str(i) for i in range(150))), 768

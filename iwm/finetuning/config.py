@@ -61,6 +61,7 @@ class FinetuneConfig(RunConfig):
             encoder and the head, `all` encoder, predictor and head.
         head: see `iwm.config.TaskConfig`.
         batch_norm: of pooled tokens, before a linear head.
+        channels: inside an `upernet` head; 0 is 512, or the tokens' width where that is less.
         init: the predictor starts as it was `pretrained`, or at `random`.
         predictor_width, predictor_depth: sizes of a random predictor; 0 keeps the model's.
         output: what the predictor predicts, the whole image or one `token` [table 3].
@@ -88,6 +89,7 @@ class FinetuneConfig(RunConfig):
     tune: Tune = "predictor"
     head: Head = "attentive"
     batch_norm: bool = False
+    channels: int = 0
     init: Init = "pretrained"
     predictor_width: int = 0
     predictor_depth: int = 0
@@ -118,6 +120,7 @@ class FinetuneConfig(RunConfig):
             "predictor_width",
             "predictor_depth",
             "cache_views",
+            "channels",
             "images",
             "patience",
             "epochs",
@@ -139,6 +142,7 @@ class FinetuneConfig(RunConfig):
             f"head {self.head} does not do {self.task}; use --head {'upernet' if segments else 'attentive'}.",
         )
         require(not self.batch_norm or self.head == "linear", "batch_norm goes with --head linear.")
+        require(not self.channels or self.head == "upernet", "channels goes with --task segmentation.")
         for name, idle in (
             ("output", "all"), ("action", "null"), ("init", "pretrained"), ("predictor_width", 0),
             ("predictor_depth", 0),

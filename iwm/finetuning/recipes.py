@@ -163,9 +163,9 @@ def segmentation() -> FinetuneConfig:
 
 
 def segmentation_small() -> FinetuneConfig:
-    """As `segmentation`, shorter and faster."""
+    """As `segmentation`, shorter, with a narrow head: on `iwm-tiny` one at full width is ten times the encoder's FLOPs."""
     return segmentation().replace(
-        steps=1500, monitor_every=300, data=DataConfig(),
+        steps=1500, monitor_every=300, channels=64, data=DataConfig(),
         optim=_optim(lr=5e-4, warmup=0.1, weight_decay=0.01, schedule="linear"), log_every=20, checkpoint_every=200,
     )  # fmt: skip
 

@@ -196,7 +196,11 @@ def make_adapter(config: FinetuneConfig, model: WorldModel, tasks: Sequence[Task
     described = AdapterConfig(
         tasks={
             t.name: TaskConfig(
-                kind=config.task, labels=t.labels, head=config.head, batch_norm=config.batch_norm
+                kind=config.task,
+                labels=t.labels,
+                head=config.head,
+                batch_norm=config.batch_norm,
+                channels=config.channels,
             )
             for t in tasks
         },

@@ -22,6 +22,11 @@ def test_a_configuration_round_trips():
         ({"task": "segmentation"}, "head attentive does not do segmentation; use --head upernet"),
         ({"head": "upernet"}, "head upernet does not do classification; use --head attentive"),
         ({"batch_norm": True}, "batch_norm goes with --head linear"),
+        ({"channels": 64}, "channels goes with --task segmentation"),
+        (
+            {"task": "segmentation", "head": "upernet", "channels": -1},
+            "channels is -1; it must be at least 0",
+        ),
         ({"tune": "none", "output": "token"}, "output token is about the predictor, which --tune none"),
         ({"tune": "encoder", "init": "random"}, "init random is about the predictor"),
         ({"predictor_depth": 3}, "A predictor of other sizes has no pretrained weights; add --init random"),

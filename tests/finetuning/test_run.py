@@ -258,9 +258,11 @@ def test_several_tasks_share_a_predictor_beside_each_alone(run, base, colours, t
 @pytest.mark.parametrize("tune", ["none", "predictor", "encoder", "all"])
 def test_segmentation(run, scenes, make_config, tune):
     data = [read_task(f"scenes={scenes}", segmentation=True)]
-    config = make_config(steps=2, task="segmentation", tune=tune, head="upernet", monitor_every=2)
+    config = make_config(steps=2, task="segmentation", tune=tune, head="upernet", channels=6, monitor_every=2)
     result, folder = run(config, data=data)
     model = iwm.load(str(folder), task="scenes")
+    head = model.load_adapter(model.config.adapter_of("scenes")).head("scenes")
+    assert head.classify.weight.shape == (2, 6, 1, 1)
     said = model.segment(data[0].val.images[0])
     assert said.shape == (40, 48)
     assert model.labels() == ("sky", "road")
