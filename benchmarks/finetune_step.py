@@ -29,9 +29,10 @@ PROTOCOLS = ("linear", "attentive", "predictor", "encoder", "end-to-end", "segme
 def measure(name: str, model_name: str, steps: int, cached: bool, channels: int | None = None) -> float:
     config = find_recipe(f"{name}-small").replace(batch_size=32)
     model = load(model_name)
-    wide = config.channels if channels is None else channels
+    if channels is not None:
+        config = config.replace(channels=channels)
     described = TaskConfig(
-        kind=config.task, labels=tuple(map(str, range(10))), head=config.head, channels=wide
+        kind=config.task, labels=tuple(map(str, range(10))), head=config.head, channels=config.channels
     )
     own = model.config.predictor if config.tune == "predictor" else None
     reads = "predictor" if config.uses_predictor else "encoder"
@@ -72,6 +73,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
     torch.manual_seed(0)
+    with autocast(torch.device("cpu"), "bf16"):
+        print((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
     for name in PROTOCOLS:
         frozen = find_recipe(f"{name}-small").cache_views > 0
         print(f"{name:12} {measure(name, options.model, options.steps, False):8.1f} images/s", end="")

@@ -96,6 +96,7 @@ def main() -> None:
     text = "\n".join(table(study, data, found, options.out) for data in study.data)
     name = f"{options.study}-{options.data}" if options.data else options.study
     name += "-some" if options.row else ""
+    name += f"-{options.steps}-steps" if options.steps is not None else ""
     write_text(options.out / f"{name}.md", text)
     listed = [
         {"row": name, "data": data, "seed": seed, **result}
@@ -164,10 +165,7 @@ def make_job(options: argparse.Namespace, study: Study, row: Row, data: tuple[st
     """The command of a row for a seed, and a folder named after what it does."""
     model = options.twin if row.twin else options.model
     own = [*study.shared, *row.options]
-    if row.kind == "finetune" and options.steps:
-        if "--epochs" in own:
-            at = own.index("--epochs")
-            del own[at : at + 2]
+    if row.kind == "finetune" and options.steps is not None:
         own += ["--steps", str(options.steps)]
     own += ["--images", str(options.images)] if row.kind != "mrr" else []
     own += ["--seed", str(seed)]

@@ -110,7 +110,8 @@ class PredictorConfig:
             shift and gate of every block), or `none`.
         mlp_ratio: hidden width of the MLPs over `width`.
         share_source: source tokens attend to each other alone and are told nothing of the action,
-            so that they are computed once for any number of actions (ours; for `append`).
+            so that they are computed once for many actions on one photograph (ours; for
+            `append`, and not in exports).
     """
 
     width: int = 384
@@ -132,6 +133,15 @@ class PredictorConfig:
             self.layout == "append" or not self.share_source,
             "predictor.share_source needs source tokens beside the mask tokens; take predictor.layout append.",
         )
+
+    def tokens_for_an_action(self, patches: int) -> int:
+        """Tokens that are computed for every action on a source of so many patches."""
+        return patches * (2 if self.layout == "append" and not self.share_source else 1)
+
+    @property
+    def layout_name(self) -> str:
+        """The layout in words."""
+        return f"{self.layout}{', shared source' if self.share_source else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

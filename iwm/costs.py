@@ -59,10 +59,11 @@ def latent_cost(model: WorldModel, before: Latent, after: Latent) -> Cost:
 def predictions_at_a_time(model: WorldModel, patches: int) -> int:
     """Predictions of N patches whose activations, kept for the gradient, stay within `GRADIENT_BYTES`."""
     predictor = model.config.predictor
-    length = patches * (2 if predictor.layout == "append" else 1)
+    length = predictor.tokens_for_an_action(patches)
+    attended_to = patches * (2 if predictor.layout == "append" else 1)
     # A block keeps about ten tensors of its width, the hidden layer twice, and three attention maps.
     of_width = predictor.width * (10.0 + 2.0 * predictor.mlp_ratio)
-    block = length * (of_width + 3.0 * model.config.encoder.heads * length)
+    block = length * (of_width + 3.0 * model.config.encoder.heads * attended_to)
     size = block * predictor.depth * model._like.element_size()
     return min(max(int(GRADIENT_BYTES / size), 1), BATCH)
 

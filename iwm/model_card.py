@@ -137,7 +137,7 @@ def _body(config: WorldModelConfig, repo_id: str) -> str:
         "| | |",
         "|---|---|",
         f"| encoder | ViT, {e.depth} x {e.width} (depth x width), {e.heads} heads, patch {e.patch_size} |",
-        f"| world model | {p.depth} x {p.width}, layout `{p.layout}`{' with shared source' * p.share_source}, conditioning `{p.conditioning}` |",
+        f"| world model | {p.depth} x {p.width}, layout `{p.layout_name}`, conditioning `{p.conditioning}` |",
         f"| parameters | {config.parameters:,} |",
         f"| input | {config.preprocess.size} x {config.preprocess.size} pixels, shorter side resized to {config.preprocess.resize} |",
         f"| actions | encoded as `{config.actions.encoding}`; "

@@ -3,7 +3,8 @@
 Two layouts. `append`, the paper's [section 3, App. A.1]: the context tokens are followed by
 one mask token per target position, and the output is read at the mask tokens. `inplace`, ours:
 one token per position of the grid; visible positions carry the projected source token, the
-others the mask token; the output is read everywhere.
+others the mask token; the output is read everywhere. With `share_source` (ours, for `append`), the
+context attends to itself alone and is computed once for all actions; see `iwm.blocks`.
 
 Ways in for the action [section 4.2]. `feature`, the paper's default: tokens are concatenated
 with the action vector and mixed by a three-layer MLP with ReLU (in `append` the mask tokens, in
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iwm.blocks import AdaLNBlock, PlainBlock, run_apart
+from iwm.blocks import PredictorBlock, run_apart
 from iwm.config import VECTOR_SIZE, WorldModelConfig
 from iwm.encoder import NORM_EPS, run_blocks, sincos_positions, take_tokens
 
@@ -44,7 +45,7 @@ class Predictor(nn.Module):
         self.embed_action = _action_mlp(action_size, width) if conditioning == "adaln" else None
         self.action_tokens = ActionTokens(action_size, width) if conditioning == "sequence" else None
         self.blocks = nn.ModuleList(
-            (AdaLNBlock if conditioning == "adaln" else PlainBlock)(width, heads, self.config.mlp_ratio)
+            PredictorBlock(width, heads, self.config.mlp_ratio, conditioned=conditioning == "adaln")
             for _ in range(self.config.depth)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -151,7 +152,7 @@ class Predictor(nn.Module):
         return x.scatter(1, index, context_BVP)
 
     def _mix(self, tokens_BTP: Tensor, action_BA: Tensor) -> Tensor:
-        """Feature conditioning: concatenate the action to every token and mix."""
+        """Feature conditioning: concatenate the action to every token and mix; the tokens' dtype stays."""
         if self.mix is None:
             return tokens_BTP
         if tokens_BTP.shape[0] < action_BA.shape[0]:  # The tokens' share of the first layer, once for all.
@@ -160,10 +161,10 @@ class Predictor(nn.Module):
             shared: Tensor = F.linear(tokens_BTP, first.weight[:, :width]) + of_action.unsqueeze(1)
             for layer in list(self.mix)[1:]:
                 shared = layer(shared)
-            return shared
+            return shared.to(tokens_BTP.dtype)
         spread = action_BA.to(tokens_BTP.dtype).unsqueeze(1).expand(-1, tokens_BTP.shape[1], -1)
         mixed: Tensor = self.mix(torch.cat((tokens_BTP, spread), dim=-1))
-        return mixed
+        return mixed.to(tokens_BTP.dtype)
 
     def _run(
         self,

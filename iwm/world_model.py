@@ -136,7 +136,7 @@ class WorldModel(StoredModel):
     def _actions_at_a_time(self, tokens: Tensor) -> int:
         """Predictions whose activations keep to `ACTION_BYTES`."""
         predictor = self.config.predictor
-        length = tokens.shape[1] * (2 if predictor.layout == "append" else 1)
+        length = predictor.tokens_for_an_action(tokens.shape[1])
         widest = length * predictor.width * max(predictor.mlp_ratio, 3.0) * tokens.element_size()
         return max(int(ACTION_BYTES.get(tokens.device.type, _OTHER_ACTION_BYTES) / widest), 1)
 

@@ -51,9 +51,11 @@ def test_no_gradient_reaches_the_weights(acting_model):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize(("layout", "expected"), [("inplace", 4), ("append", 1)])
-def test_larger_predictions_are_made_fewer_at_a_time(tiny_config, monkeypatch, layout, expected):
-    model = WorldModel(tiny_config(layout, "feature"))
+@pytest.mark.parametrize(
+    ("layout", "shared", "expected"), [("inplace", False, 4), ("append", False, 1), ("append", True, 3)]
+)
+def test_larger_predictions_are_made_fewer_at_a_time(tiny_config, monkeypatch, layout, shared, expected):
+    model = WorldModel(tiny_config(layout, "feature", share_source=shared))
     assert predictions_at_a_time(model, 16) == module.BATCH
     # Two blocks of 16 tokens, 32 wide, hidden layers of 64, four heads, in float32.
     monkeypatch.setattr(module, "GRADIENT_BYTES", 4.5 * 2 * 4 * 16 * (14 * 32 + 3 * 4 * 16))

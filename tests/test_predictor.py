@@ -1,10 +1,12 @@
 """The world model: layouts and conditionings, and the equivalences between them."""
 
 import itertools
+from functools import partial
 from typing import get_args
 
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from iwm.config import VECTOR_SIZE, Conditioning, Layout, WorldModelConfig
@@ -199,6 +201,14 @@ def test_adaln_without_modulation_equals_a_plain_run(make, layout):
     source, action = inputs(tokens=5)
     arguments = (source, action, GRID, VISIBLE, TARGETS)
     check_close(adaln(*arguments), plain(*arguments))
+
+
+def test_a_block_without_condition_is_timms(make):
+    block = make("append", "none").blocks[0]
+    timms = Block(32, 4, 2.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    timms.load_state_dict(block.state_dict(), strict=True)
+    x = torch.randn(2, 6, 32)
+    check_close(block(x), timms.eval()(x))
 
 
 def test_adaln_block_by_hand(make):

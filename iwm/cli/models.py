@@ -80,7 +80,7 @@ def info_command(
     _say(f"{config.name}: {entry.summary}" if entry else f"{config.name}, in {name}", style="bold")
     lines = {
         "encoder": f"ViT {e.depth} x {e.width}, patch {e.patch_size}, {counts['encoder']} parameters",
-        "world model": f"{p.depth} x {p.width}, {p.layout}{' with shared source' * p.share_source}, {p.conditioning}, "
+        "world model": f"{p.depth} x {p.width}, {p.layout_name}, {p.conditioning}, "
         f"{counts['predictor']} parameters",
         "input": f"{config.preprocess.size} px (shorter side to {config.preprocess.resize}, centre crop)",
         "actions": "none: it was finetuned as a whole"

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from iwm.config import Head, Output, TaskKind
+from iwm.config import MAX_CHANNELS, Head, Output, TaskKind
 from iwm.fields import require, require_choice
 from iwm.training.config import RunConfig
 
@@ -142,7 +142,10 @@ class FinetuneConfig(RunConfig):
             f"head {self.head} does not do {self.task}; use --head {'upernet' if segments else 'attentive'}.",
         )
         require(not self.batch_norm or self.head == "linear", "batch_norm goes with --head linear.")
-        require(not self.channels or self.head == "upernet", "channels goes with --task segmentation.")
+        require(not self.channels or self.head == "upernet", "channels go with --head upernet.")
+        require(
+            self.channels <= MAX_CHANNELS, f"channels is {self.channels}; it must be {MAX_CHANNELS} at most."
+        )
         for name, idle in (
             ("output", "all"), ("action", "null"), ("init", "pretrained"), ("predictor_width", 0),
             ("predictor_depth", 0),

@@ -11,14 +11,14 @@ from iwm.finetuning.accounting import Cost
 RESULT_FILE = "result.json"
 
 
-def name_head(noun: str, head: str, batch_norm: bool) -> str:
-    """A head or probe in words; a linear one is with or without batch norm.
+def name_head(noun: str, head: str, batch_norm: bool, channels: int = 0) -> str:
+    """A head or probe in words; a linear one is with or without batch norm, one of set width says it.
 
     >>> name_head("probe", "linear", batch_norm=False)
     'linear probe without batch norm'
     """
     norm = f" {'with' if batch_norm else 'without'} batch norm" if head == "linear" else ""
-    return f"{head} {noun}{norm}"
+    return f"{head} {noun}{norm}{f' of {channels} channels' if channels else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class FinetuneResult:
     Attributes:
         tasks: the scores of each, measured on the folder as it was written.
         cost: see its class.
-        tune, head, batch_norm, init, output, action, branch: what was trained.
+        tune, head, batch_norm, channels, init, output, action, branch: what was trained.
         steps, best_step: done, and the one whose weights were kept.
         train_images: how many.
         seconds: of training, over all sittings.
@@ -64,6 +64,7 @@ class FinetuneResult:
     tune: str
     head: str
     batch_norm: bool
+    channels: int
     init: str
     output: str
     action: str
@@ -90,7 +91,7 @@ class FinetuneResult:
         """What was trained, in words."""
         if self.tune == "none":
             return name_head("probe", self.head, self.batch_norm)
-        return f"{self.tune} finetuned, {name_head('head', self.head, self.batch_norm)}"
+        return f"{self.tune} finetuned, {name_head('head', self.head, self.batch_norm, self.channels)}"
 
     def rows(self) -> list[tuple[str, str]]:
         """What is printed: a name and a value a line."""

@@ -265,7 +265,8 @@ def _report(config: FinetuneConfig, plan: Finetuning, trained: int) -> FinetuneR
     result = FinetuneResult(
         tasks=tuple(results),
         cost=cost(described, plan.adapter, trained),
-        tune=config.tune, head=config.head, batch_norm=config.batch_norm, init=config.init,
+        tune=config.tune, head=config.head, batch_norm=config.batch_norm,
+        channels=config.channels, init=config.init,
         output=config.output, action=config.action, branch=config.branch, steps=own.provenance["steps"],
         best_step=own.provenance["best_step"],
         train_images=sum(len(t.train) for t in plan.tasks), seconds=own.provenance["seconds"],

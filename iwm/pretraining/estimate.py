@@ -103,9 +103,11 @@ def _activations(config: PretrainConfig, visible: int, count: int) -> int:
             return depth * tokens * width * 4 + one
         return depth * one
 
-    tokens = count + (VECTOR_SIZE[config.model.actions.encoding] if p.conditioning == "sequence" else 0)
-    unseen = visible * (tokens - visible) if p.share_source else 0  # Pairs that do not meet.
-    predictor = blocks(p.depth, p.width, p.mlp_ratio, tokens, unseen, p.conditioning == "adaln")
+    whole = p.layout == "append" and visible == count  # Then as many mask tokens, one for each patch.
+    tokens = count + (count if whole else 0)
+    tokens += VECTOR_SIZE[config.model.actions.encoding] if p.conditioning == "sequence" else 0
+    unseen = visible * (tokens - visible) if p.share_source else 0  # Mask tokens that no source token sees.
+    predictor = blocks(p.depth, p.width, p.mlp_ratio, tokens, unseen=unseen, scaled=p.conditioning == "adaln")
     student = 0 if config.freeze_encoder else blocks(e.depth, e.width, e.mlp_ratio, visible)
     return round(student + predictor)
 

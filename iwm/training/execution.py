@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Attention, Block
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from iwm.blocks import AdaLNBlock
+from iwm.blocks import PredictorBlock
 from iwm.training.config import Precision
 
 log = logging.getLogger(__name__)
@@ -83,17 +83,14 @@ def prepare_blocks(module: nn.Module, *, compiled: bool, recomputed: bool, rando
         random: blocks draw at random (drop path), and must draw the same when run again.
     """
     for block in module.modules():
-        if not isinstance(block, Block | AdaLNBlock):
+        if not isinstance(block, Block | PredictorBlock):
             continue
-        for way in ("forward", "apart"):
-            run = getattr(block, way, None)
-            if run is None:
-                continue
-            if compiled:
-                run = torch.compile(run, dynamic=True)
-            if recomputed:
-                run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=random)
-            setattr(block, way, run)
+        run = block.forward
+        if compiled:
+            run = torch.compile(run, dynamic=True)
+        if recomputed:
+            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=random)
+        block.forward = run  # type: ignore[method-assign]
 
 
 def prefer_plain_attention(module: nn.Module) -> None:

@@ -22,7 +22,8 @@ def test_a_configuration_round_trips():
         ({"task": "segmentation"}, "head attentive does not do segmentation; use --head upernet"),
         ({"head": "upernet"}, "head upernet does not do classification; use --head attentive"),
         ({"batch_norm": True}, "batch_norm goes with --head linear"),
-        ({"channels": 64}, "channels goes with --task segmentation"),
+        ({"channels": 64}, "channels go with --head upernet"),
+        ({"task": "segmentation", "head": "upernet", "channels": 5000}, "it must be 4096 at most"),
         (
             {"task": "segmentation", "head": "upernet", "channels": -1},
             "channels is -1; it must be at least 0",

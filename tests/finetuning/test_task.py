@@ -26,7 +26,8 @@ def make_task(tiny_config, make_config):
 
     def make(tasks=("one",), kind="classification", layout="inplace", **changes):
         config = make_config(task=kind, **changes)
-        model = WorldModel(tiny_config(layout=layout))
+        shared = layout == "append, shared source"
+        model = WorldModel(tiny_config(layout="append" if shared else layout, share_source=shared))
         described = {
             name: TaskConfig(
                 kind=kind, labels=_labels(3 if len(tasks) == 1 else 2 + number), head=config.head
@@ -98,7 +99,7 @@ def test_pixels_that_do_not_count_have_no_loss(make_task, tune):
     assert task(crops, 0, KEYS)[0].item() == 0.0
 
 
-@pytest.mark.parametrize("layout", ["inplace", "append"])
+@pytest.mark.parametrize("layout", ["inplace", "append", "append, shared source"])
 @pytest.mark.parametrize(
     "changes", [{"tune": "predictor"}, {"tune": "predictor", "output": "token"}, {"tune": "all"},
     {"tune": "none"}, {"tune": "encoder", "head": "linear"}, {"kind": "segmentation", "head": "upernet"}],

@@ -183,6 +183,8 @@ def _kept_bytes(config, step):
         ("append", "none", {"freeze_encoder": True}),
         ("append", "adaln", {"precision": "float32"}),
         ("append", "adaln", {"share_source": True}),
+        ("append", "adaln", {"share_source": True, "masks": MaskConfig(unmasked=0.2)}),
+        ("append", "feature", {"masks": MaskConfig(unmasked=0.2)}),
     ],
     ids=str,
 )

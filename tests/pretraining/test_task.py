@@ -18,9 +18,9 @@ from iwm.training.optimizer import make_optimizer, set_schedule
 KEYS = [(0, 3), (0, 1), (1, 2), (4, 9)]
 KINDS = [
     {"layout": "append", "conditioning": "feature", "encoding": "difference"},
-    {"layout": "append", "conditioning": "feature", "share_source": True},
     {"layout": "inplace", "conditioning": "adaln", "symmetric": True},
     {"layout": "inplace", "conditioning": "none"},
+    {"layout": "append", "conditioning": "feature", "share_source": True},
 ]
 
 
@@ -70,7 +70,7 @@ def _loss_by_hand(task, crops, step):
     return squares / count
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind['layout']}-{kind['conditioning']}")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
 @pytest.mark.parametrize("unmasked", [0.0, 1.0])
 def test_loss_is_the_mean_square_over_samples_one_by_one(make_task, kind, unmasked):
     task = make_task(masks=MaskConfig(unmasked=unmasked), seed=2, **kind)
@@ -108,7 +108,7 @@ def test_targets_are_normalised_and_their_spread_is_logged(make_task):
     assert loss.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind['layout']}-{kind['conditioning']}")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
 def test_gradient_reaches_student_and_predictor_and_never_the_teacher(make_task, kind):
     task = make_task(**kind)
     task(_crops(), 0, KEYS)[0].backward()

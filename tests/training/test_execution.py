@@ -15,10 +15,10 @@ KEYS = [(0, index) for index in range(4)]
 
 
 def _task(conditioning):
-    """`shared` is the `append` layout whose source tokens are kept apart, with `adaln`."""
-    shared = conditioning == "shared"
+    """`shared ...` is the `append` layout whose source tokens are kept apart."""
+    shared = conditioning.startswith("shared ")
     layout = "inplace" if conditioning == "adaln" else "append"
-    conditioning = "adaln" if shared else conditioning
+    conditioning = conditioning.removeprefix("shared ")
     model = WorldModelConfig(
         encoder=EncoderConfig(width=32, depth=3, heads=2, patch_size=8, image_size=32),
         predictor=PredictorConfig(
@@ -59,7 +59,7 @@ def _kept_bytes(task):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # While PyTorch traces.
-@pytest.mark.parametrize("conditioning", ["feature", "adaln", "shared"])
+@pytest.mark.parametrize("conditioning", ["feature", "adaln", "shared adaln", "shared feature"])
 @pytest.mark.parametrize(("compiled", "recomputed"), [(False, True), (True, False), (True, True)])
 def test_the_way_of_running_blocks_changes_no_result(monkeypatch, conditioning, compiled, recomputed):
     captured = []
@@ -86,7 +86,7 @@ def test_the_way_of_running_blocks_changes_no_result(monkeypatch, conditioning, 
         torch.testing.assert_close(gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("conditioning", ["adaln", "shared"])
+@pytest.mark.parametrize("conditioning", ["adaln", "shared adaln", "shared feature"])
 def test_recomputed_blocks_keep_their_input_alone(conditioning):
     whole, least = _task(conditioning), _task(conditioning)
     prepare_blocks(least, compiled=False, recomputed=True)
