@@ -314,7 +314,7 @@ def picture(name: str, study: Study, found: Found, path: Path) -> None:
         axis.set_title(", ".join(data))
         axis.set_ylabel("accuracy, %")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     figure.savefig(path)
 
 
