@@ -155,6 +155,8 @@ def test_heads_of_tasks_and_their_parameters(task, kind, width):
     assert type(head) is kind
     assert sum(p.numel() for p in head.parameters()) == count_head(task, width)
     assert head.classify.weight.shape[0] == len(task.labels)
+    if task.channels:
+        assert head.classify.weight.shape[1] == task.channels
     assert isinstance(getattr(head, "norm", None), nn.BatchNorm1d) is task.batch_norm
 
 
