@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -132,13 +132,34 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *condition: Tensor, count
     return [outputs[0]] * (count - len(outputs)) + list(outputs)
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: in training some samples' branches are dropped, and the others scaled up.
+
+    The share that is kept is a tensor, unlike in timm's module: of a number `torch.compile` would
+    make a graph for every block, and give up after eight.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.kept: Tensor
+        self.register_buffer("kept", torch.tensor(1.0 - rate), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output of a branch `[B, ...]`, zero for the samples that are drawn."""
+        if not self.training:
+            return x
+        draw = torch.rand([len(x)] + [1] * (x.ndim - 1), device=x.device)
+        scale = (draw < self.kept) / self.kept.clamp(min=1e-6)
+        return x * scale.to(x.dtype)
+
+
 def set_drop_path(blocks: Iterable[nn.Module], rate: float) -> None:
     """Set stochastic depth for training: from 0 at the first block, linearly, to `rate` at the last."""
     blocks = list(blocks)
     for number, block in enumerate(blocks):
         share = rate * number / max(len(blocks) - 1, 1)
         for name in ("drop_path1", "drop_path2"):
-            path = DropPath(share) if share else nn.Identity()
+            path = DropPath(share).to(next(block.parameters()).device) if share else nn.Identity()
             setattr(block, name, path.train(block.training))
 
 

@@ -347,5 +347,8 @@ def test_drop_path_rises_from_nothing_and_is_for_training(make, layout, conditio
     torch.manual_seed(3)
     dropped = [bool(torch.equal(last(x[:1], *(c[:1] for c in condition)), x[:1])) for _ in range(200)]
     assert 0.15 < sum(dropped) / 200 < 0.35  # Both paths of a sample: a quarter.
+    kept = last.drop_path1(torch.ones(1000, 5, 32))
+    assert kept.unique().tolist() == [0.0, 2.0]  # Scaled, so that the mean stays what it was.
+    assert torch.equal(kept, kept[:, :1, :1].expand_as(kept))
     set_drop_path(model.blocks, 0.0)
     assert torch.equal(model(source, action, GRID), out)

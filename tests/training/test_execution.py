@@ -5,7 +5,9 @@ import torch
 from timm.models.vision_transformer import Attention
 from torch import nn
 
+from iwm.blocks import PredictorBlock
 from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig
+from iwm.encoder import set_drop_path
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
 from iwm.training import execution
@@ -84,6 +86,23 @@ def test_the_way_of_running_blocks_changes_no_result(monkeypatch, conditioning, 
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # While PyTorch traces.
+def test_blocks_of_every_drop_path_are_compiled_together(monkeypatch):
+    captured = []
+
+    def backend(graph, inputs):
+        captured.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    blocks = nn.Sequential(*(PredictorBlock(8, 2, 4.0, conditioned=False) for _ in range(12)))
+    set_drop_path(blocks, 0.5)
+    prepare_blocks(blocks, compiled=True, recomputed=False)
+    blocks.train()(torch.randn(4, 5, 8)).sum().backward()
+    assert len(captured) == 2  # The first block drops nothing.
 
 
 @pytest.mark.parametrize("conditioning", ["adaln", "shared adaln", "shared feature"])
