@@ -86,6 +86,11 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, help="of every `iwm finetune`, instead of what its recipe or the study has"
     )
+    parser.add_argument(
+        "--eval-every",
+        type=int,
+        help="steps between validations of every `iwm finetune`; with as many as --steps the last weights count",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("leverage"))
@@ -167,6 +172,8 @@ def make_job(options: argparse.Namespace, study: Study, row: Row, data: tuple[st
     own = [*study.shared, *row.options]
     if row.kind == "finetune" and options.steps is not None:
         own += ["--steps", str(options.steps)]
+    if row.kind == "finetune" and options.eval_every is not None:
+        own += ["--eval-every", str(options.eval_every)]
     own += ["--images", str(options.images)] if row.kind != "mrr" else []
     own += ["--seed", str(seed)]
     known = [row.kind, *data, *(["twin"] if row.twin else []), Path(model).name]

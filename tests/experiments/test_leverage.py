@@ -42,6 +42,7 @@ def options(tiny_config, tmp_path):
         twin=str(tmp_path / "twin"),
         images=10,
         steps=None,
+        eval_every=None,
         jobs=1,
         seeds=2,
     )
@@ -59,7 +60,7 @@ def test_every_row_is_a_command_that_is_understood(leverage, monkeypatch, data_s
     from iwm.finetuning import probe, run
 
     asked = {}
-    options.steps = steps
+    options.steps = options.eval_every = steps
 
     def train(task, source, config, *rest):
         asked.update(config=config, model=task.model, images=sum(source.lengths))
@@ -86,7 +87,7 @@ def test_every_row_is_a_command_that_is_understood(leverage, monkeypatch, data_s
             config = asked["config"]
             assert config.seed == 1
             if row.kind == "finetune" and steps:
-                assert (config.steps, config.epochs) == (steps, 0)
+                assert (config.steps, config.epochs, config.monitor_every) == (steps, 0, steps)
             assert asked["images"] == (3 if study.segments else 10 * len(study.data[0]))
             assert config.init == ("random" if "random" in row.name else "pretrained")
             assert config.output == ("token" if "token" in row.name else "all")
