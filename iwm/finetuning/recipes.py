@@ -88,12 +88,12 @@ def encoder() -> FinetuneConfig:
 def encoder_small() -> FinetuneConfig:
     """As `encoder`, with crops, flips and label smoothing alone.
 
-    The learning rate was not searched: on 700 photographs of imagenette one run gets 44.8 %, and
-    53.4 and 53.7 % at 3e-3 and 1e-2 (docs/RESULTS.md).
+    700 photographs of imagenette, accuracy of one run each: 44.8, 53.4, 53.7 % at learning rates of
+    1e-3, 3e-3 and 1e-2.
     """
     return encoder().replace(
         epochs=20.0, batch_size=64, layer_decay=0.75, drop_path=0.1, data=DataConfig(crop_scale=(0.3, 1.0)),
-        augment=_weak(), optim=_optim(lr=1e-3, warmup=0.1, weight_decay=0.05), log_every=20, checkpoint_every=200,
+        augment=_weak(), optim=_optim(lr=3e-3, warmup=0.1, weight_decay=0.05), log_every=20, checkpoint_every=200,
     )  # fmt: skip
 
 
