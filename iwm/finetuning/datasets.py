@@ -25,8 +25,9 @@ from iwm.finetuning.augment import augment_image, rand_augment
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.folders import Split, TaskData
 from iwm.images import Preprocess, open_rgb, to_pil
-from iwm.training.data import Batch, StepSampler, as_bytes, cropped_image, outlive_first_signal
+from iwm.training.data import Batch, StepSampler, as_bytes, cropped_image
 from iwm.training.distributed import World
+from iwm.training.signals import outlive_first_signal
 
 _SCALE_STREAM = 14
 SCALES = (0.5, 2.0)

@@ -11,10 +11,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +26,7 @@ from iwm.errors import InvalidDataError, InvalidImageError
 from iwm.images import open_rgb
 from iwm.training.config import RunConfig
 from iwm.training.distributed import World
+from iwm.training.signals import outlive_first_signal
 
 _CROP_STREAM = 1
 _ORDER_STREAM = 6
@@ -251,20 +250,6 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=outlive_first_signal,
     )
-
-
-def outlive_first_signal(worker: int) -> None:
-    """For `DataLoader(worker_init_fn=...)`: a worker ends when its training process is done with it.
-
-    Schedulers and `torchrun` signal whole process groups. Were a worker gone at once, the checkpoint
-    that its training process writes on the same signal would fail. A second signal acts.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _let_the_next_one_act)
-
-
-def _let_the_next_one_act(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
 
 
 def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[list[str]]]:
