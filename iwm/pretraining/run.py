@@ -115,6 +115,7 @@ def _pretrain(
         """Write the model folder, with the recipe and where the weights come from."""
         recipe = json.loads(to_json(config))
         del recipe["model"]
+        sittings = run.unlike_sittings()
         described = config.model.replace(
             recipe=recipe | {"command": command},
             provenance={
@@ -124,6 +125,7 @@ def _pretrain(
                 "hours": round(seconds / 3600, 3),
                 "machine": machine(device),
                 "processes": world.size,
+                **({"sittings": sittings} if sittings else {}),
             },
         )
         save_model(out, described, task.model, task.student)
@@ -160,7 +162,9 @@ def _warn(donor: Donor, config: PretrainConfig) -> None:
 
 def _adapted_before(config: PretrainConfig, out: Path) -> PretrainConfig:
     """With what the donor of a run's beginning asked for; it need not be there any more."""
-    before = read_run(out)["model"]
+    before = read_run(out).get("model")
+    if before is None:
+        return config  # Of another kind, which `RunFolder` says.
     encoder = replace(config.model.encoder, positions=before["encoder"]["positions"])
     mean, std = (tuple(before["preprocess"][name]) for name in ("mean", "std"))
     preprocess = replace(config.model.preprocess, mean=mean, std=std)

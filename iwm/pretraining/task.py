@@ -71,8 +71,8 @@ class PretrainTask(Task):
             views = make_views(crops, config.model.actions, seed=seed, keys=keys, clean=config.clean)
             action = encode_photometry(views.params, config.model.actions.encoding)
         grid = self.student.grid_of(views.source)
-        masks = draw_masks(config.masks, grid, seed=seed, step=step, keys=keys)
-        visible, masked = (None, None) if masks is None else (m.to(crops.device) for m in masks)
+        masks = draw_masks(config.masks, grid, seed=seed, step=step, keys=keys, device=crops.device)
+        visible, masked = masks or (None, None)
         with torch.no_grad():
             targets = self.model.encoder(views.target)
         # Of all tokens: each image has other masked positions, which differ in any case.
@@ -122,7 +122,7 @@ class PretrainTask(Task):
             return None
         return (
             f"target tokens differ between images by a standard deviation of {spread:.4f} only "
-            f"(collapse_below is {self.config.collapse_below})"
+            f"(collapse_below is {self.config.collapse_below}; at 0 nothing is looked for)"
         )
 
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from iwm.actions import SampleKey
 from iwm.device import resolve_device
@@ -33,6 +32,7 @@ from iwm.training.execution import autocast
 from iwm.training.optimizer import make_optimizer, set_schedule
 from iwm.training.progress import Progress, Waits, memory_mb
 from iwm.training.run_folder import RunFolder
+from iwm.training.signals import stop_on_signal
 from iwm.training.trackers import closing_all, make_trackers, require_packages
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _train(trainer: _Trainer) -> bool:
     with (
         trainer.telling_what_is_good(),
         closing_all(trackers),
-        _stop_on_signal() as stopped,
+        stop_on_signal() as stopped,
         Progress(config.steps, trainer.done, config.batch_size, shown=world.is_main) as progress,
     ):
         for crops, epochs, indices in waits.over(loader):
@@ -204,6 +204,7 @@ class _Trainer:
         self.task = task
         self.source = source
         self.source_state: dict[str, Any] | None = None
+        self.sittings: list[dict[str, Any]] | None = None
         self.config = config
         self.run = run
         self.export = export
@@ -225,7 +226,7 @@ class _Trainer:
                 **_NO_BUFFERS,
             )
         if world.is_main:
-            run.start(config, self.done)
+            run.start(config, self.done, self.sittings)
         self.started = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -238,6 +239,7 @@ class _Trainer:
         self.saved_is_sound = self.last_sound == self.done
         self.seconds = state["seconds"]
         self.source_state = state.get("source")
+        self.sittings = state.get("sittings")
         self.unreadable_before = state.get("unreadable", 0)
 
     def _check_together(self) -> None:
@@ -260,13 +262,13 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         means = self._backward(crops.to(self.world.device, non_blocking=True), step, keys)
         scalars = self.task.of_step(means)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip or math.inf).item()
+        norm = self._clipped()
         value = scalars["loss"]
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingError(
                 f"The loss is {value} and its gradient norm {norm} at step {step}. {self._good} "
-                "Try a smaller optim.lr."
+                f"Try a smaller learning rate{' from there on' if self.run.has_state else ''}: "
+                f"{'--resume ' if self.run.has_state else ''}--optim.lr {config.optim.lr / 2:g}"
             )
         seen = scalars | {"step": step}
         collapse = self.task.collapse(seen)
@@ -278,6 +280,14 @@ class _Trainer:
         if self.task.sound(seen):
             self.last_sound = self.done
         return {"step": self.done, "lr": lr, "weight_decay": decay, "grad_norm": norm} | scalars | after
+
+    def _clipped(self) -> float:
+        """The norm of the gradient, which is cut to `optim.clip` where there is one."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.optim.clip:
+            clip_grads_with_norm_(parameters, self.config.optim.clip, norm)
+        return norm.item()
 
     @property
     def _good(self) -> str:
@@ -327,6 +337,7 @@ class _Trainer:
                 "seconds": self.elapsed,
                 "listing": self.source.listing,
                 "source": self.source.state(),
+                "sittings": self.run.sittings,
                 "unreadable": unreadable,
                 "running": self.task.running,
                 "last_sound": self.last_sound,
@@ -361,25 +372,3 @@ class _Trainer:
     def elapsed(self) -> float:
         """Seconds trained, over all sittings."""
         return self.seconds + time.monotonic() - self.started
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a flag for the duration; a second one acts at once."""
-    received: list[int] = []
-    previous: dict[signal.Signals, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    except ValueError:
-        previous.clear()  # Not the main thread: signals stay as they are.
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

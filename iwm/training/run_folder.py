@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,26 +28,31 @@ _ANOTHER_KIND = 3
 
 _START_AGAIN = "Start again with another --out; the model exported there so far still loads."
 
+RESUME_FIELDS = frozenset(
+    {"steps", "optim.stretch", "optim.lr", "optim.lr_start", "optim.clip", "precision", "collapse_below"}
+)
+"""Fields that may differ from a checkpoint on, with `resume`: where the run ends, and what mends one that broke."""
+
 FREE_FIELDS = frozenset(
     {
-        "steps", "optim.stretch", "device", "accumulate", "compile", "activation_checkpointing", "log_every",
-        "checkpoint_every", "monitor_every", "tensorboard", "wandb", "data.workers", "data.on_unreadable",
+        "device", "accumulate", "compile", "activation_checkpointing", "log_every", "checkpoint_every",
+        "monitor_every", "tensorboard", "wandb", "data.workers", "data.on_unreadable",
     }
 )  # fmt: skip
-"""Fields that may differ between a run and its continuation."""
-
-LENGTH_FIELDS = frozenset({"steps", "optim.stretch"})
-"""Those of them that change where a run ends, so that they take `resume`."""
+"""Fields that change nothing of what is trained, and may differ between a run and its continuation."""
 
 
 class RunFolder:
     """One run's folder; nothing in it changes before `start`.
 
+    Attributes:
+        sittings: `RESUME_FIELDS` of this run, and `from_step`, from which on they held.
+
     Args:
         path: created when missing.
         config: of the run that is about to start.
-        resume: there must be a run to continue, and it may be given other steps than before, and
-            another end of its schedule (`optim.stretch`).
+        resume: there must be a run to continue, and from its checkpoint on it may have other
+            `RESUME_FIELDS` than before.
             Without it, the same settings continue a run as well: the same command goes on.
 
     Raises:
@@ -57,6 +62,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: RunConfig, *, resume: bool) -> None:
         self.path = path
+        self.sittings: list[dict[str, Any]] = []
         if path.exists() and not path.is_dir():
             raise InvalidDataError(f"{path} is a file; choose a folder for --out.")
         begun = (path / RUN_FILE).is_file()
@@ -65,7 +71,7 @@ class RunFolder:
         if resume and not self.has_state and not begun:
             raise InvalidDataError(f"{path} holds no run to resume; leave --resume out to start one.")
         if self.has_state:
-            self._check_same(config, FREE_FIELDS if resume else FREE_FIELDS - LENGTH_FIELDS)
+            self._check_same(config, FREE_FIELDS | RESUME_FIELDS if resume else FREE_FIELDS)
 
     @property
     def has_state(self) -> bool:
@@ -95,14 +101,35 @@ class RunFolder:
         finally:
             lock.release()
 
-    def start(self, config: RunConfig, step: int) -> None:
-        """Write the configuration; drop unfinished files, and metrics that come again from `step` on."""
+    def start(
+        self, config: RunConfig, step: int, sittings: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        """Write the configuration; drop unfinished files, and metrics that come again from `step` on.
+
+        Args:
+            config: of the run.
+            step: that is reached.
+            sittings: before this one, from the state; None is a state that does not tell, of one sitting.
+        """
+        if sittings is None:
+            sittings = [{"from_step": 0} | _resumable(read_run(self.path))] if step else []
+        before = [dict(sitting) for sitting in sittings if sitting["from_step"] < step]
+        now = _resumable(json.loads(to_json(config)))
+        same = before and before[-1] == {"from_step": before[-1]["from_step"]} | now
+        self.sittings = before if same else [*before, {"from_step": step} | now]
         remove_unfinished(self.path)
         write_text(self.path / RUN_FILE, to_json(config))
         metrics = self.path / METRICS_FILE
         if metrics.is_file():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(metrics, "".join(line for line in lines if _is_before(line, step)))
+
+    def unlike_sittings(self) -> list[dict[str, Any]]:
+        """Of several sittings the start of each, and what was not the same in all; of one, nothing."""
+        if len(self.sittings) < 2:
+            return []
+        differing = [k for k in self.sittings[0] if len({json.dumps(s.get(k)) for s in self.sittings}) > 1]
+        return [{name: sitting.get(name) for name in differing} for sitting in self.sittings]
 
     def _check_same(self, config: RunConfig, free: frozenset[str]) -> None:
         settings = read_run(self.path)
@@ -119,7 +146,7 @@ class RunFolder:
             listed = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
             raise InvalidConfigError(
                 f"{self.path} holds a run with other settings: {listed}. Use the old ones, or another --out"
-                f"{', or --resume to change where it ends' if LENGTH_FIELDS.issuperset(changed) else ''}."
+                f"{', or --resume to go on with the new ones' if RESUME_FIELDS.issuperset(changed) else ''}."
             )
 
     def log(self, record: dict[str, Any]) -> None:
@@ -197,6 +224,11 @@ def read_run(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InvalidDataError(f"{path / RUN_FILE} cannot be read: {error}. {_START_AGAIN}") from error
     return settings
+
+
+def _resumable(settings: dict[str, Any]) -> dict[str, Any]:
+    """`RESUME_FIELDS` of a run's settings."""
+    return {name: value for name, value in sorted(dotted(settings).items()) if name in RESUME_FIELDS}
 
 
 def _with_defaults(settings: dict[str, Any], kind: type[RunConfig]) -> dict[str, Any]:

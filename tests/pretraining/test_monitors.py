@@ -169,7 +169,7 @@ def test_a_collapse_after_the_warmup_stops_the_run(make_config, black, tmp_path,
     with pytest.raises(
         TrainingError,
         match=rf"^Collapse at step {step}: target tokens differ between images by a standard deviation of "
-        rf"{spread:.4f} only \(collapse_below is {below}\)\. {words}$",
+        rf"{spread:.4f} only \(collapse_below is {below}; at 0 nothing is looked for\)\. {words}$",
     ):
         pretrain(config, [black], tmp_path / "run")
     records = _records(tmp_path / "run")

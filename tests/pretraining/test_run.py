@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ import iwm
 from iwm.checkpoint import load_weights, read_config
 from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.fields import from_dict, to_json
+from iwm.finetuning.config import FinetuneConfig
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.run import check_start, pretrain
 from iwm.pretraining.task import PretrainTask
 from iwm.training.config import DataConfig
 from iwm.training.loop import TrainingError
+from iwm.training.run_folder import RunFolder
 
 TIMING = {"images_per_second", "data_wait", "memory_mb"}
 FILES = [
@@ -28,6 +31,7 @@ FILES = [
 # Trains like `iwm pretrain`, and sends a signal to its whole process group during one step.
 CHILD = """
 import json, os, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 from iwm.fields import from_dict
 from iwm.pretraining.config import PretrainConfig
@@ -40,7 +44,9 @@ after_step = PretrainTask.after_step
 def interrupted(self, step):
     if step == int(fatal_step):
         # From another process: a DataLoader's workers take its own process's signals for an end without error.
-        subprocess.run(["sh", "-c", f"kill -{number} -{os.getpgrp()}"])
+        # Twice, as `torchrun` repeats what a scheduler has sent to all already.
+        send = f"kill -{number} -{os.getpgrp()}"
+        subprocess.run(["sh", "-c", send if int(number) != 15 else f"{send}; sleep 0.1; {send}"])
     return after_step(self, step)
 
 PretrainTask.after_step = interrupted
@@ -167,7 +173,7 @@ def test_a_finished_run_stays_as_it_is_and_other_steps_need_resume(config, whole
     assert pretrain(config, [photos], whole)
     assert (whole / "model.safetensors").read_bytes() == weights
     with pytest.raises(
-        InvalidConfigError, match=r"steps was 10, now 20\. .* or --resume to change where it ends"
+        InvalidConfigError, match=r"steps was 10, now 20\. .* or --resume to go on with the new ones"
     ):
         pretrain(config.replace(steps=20), [photos], whole)
     assert (whole / "model.safetensors").read_bytes() == weights
@@ -193,13 +199,24 @@ def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(config, photos, tmp
         return (value * float("nan") if step == 6 else value), scalars
 
     monkeypatch.setattr(PretrainTask, "forward", broken)
+    half = config.optim.lr / 2
     with pytest.raises(
         TrainingError,
-        match=r"The loss is nan and its gradient norm nan at step 6. The checkpoint of step 4 in .*run is good",
+        match=r"The loss is nan and its gradient norm nan at step 6. The checkpoint of step 4 in .*run is good. "
+        rf"Try a smaller learning rate from there on: --resume --optim.lr {half:g}$",
     ):
         pretrain(config, [photos], tmp_path / "run")
     assert read_config(tmp_path / "run").provenance["steps"] == 4
     assert all(tensor.isfinite().all() for tensor in _state(tmp_path / "run")["task"].values())
+    monkeypatch.undo()
+    slower = config.replace(optim=replace(config.optim, lr=half))
+    assert pretrain(slower, [photos], tmp_path / "run", resume=True)
+    rates = {r["step"]: r["lr"] for r in _metrics(tmp_path / "run")}
+    assert max(rate for step, rate in rates.items() if step > 4) <= half < max(rates.values())
+    assert read_config(tmp_path / "run").provenance["sittings"] == [
+        {"from_step": 0, "optim.lr": config.optim.lr},
+        {"from_step": 4, "optim.lr": half},
+    ]
 
 
 def test_a_missing_image_folder_is_refused_before_anything_is_written(config, tmp_path):
@@ -217,3 +234,11 @@ def test_what_a_start_would_refuse_is_refused_without_one(config, photos, tmp_pa
             check_start(config.replace(**changes), [photos], tmp_path / "run", processes=processes)
     assert check_start(config, [photos], tmp_path / "run", processes=4) == config
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_another_kind_is_called_that_whatever_the_encoder(config, tmp_path):
+    out = tmp_path / "run"
+    RunFolder(out, FinetuneConfig(), resume=False).start(FinetuneConfig(), 0)
+    (out / "state.pt").touch()
+    with pytest.raises(InvalidConfigError, match="holds a run of another kind"):
+        check_start(config.replace(init_encoder="vit.safetensors"), out=out)
