@@ -23,7 +23,13 @@ _PLACEMENTS = 8
 
 
 def draw_masks(
-    config: MaskConfig, grid: tuple[int, int], *, seed: int, step: int, keys: Sequence[SampleKey]
+    config: MaskConfig,
+    grid: tuple[int, int],
+    *,
+    seed: int,
+    step: int,
+    keys: Sequence[SampleKey],
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor] | None:
     """Visible and masked positions of a batch.
 
@@ -32,6 +38,7 @@ def draw_masks(
         grid: patches along height and width, N in all.
         seed, step: decide whether this step masks at all, and how many patches stay.
         keys: (epoch, index) of each sample; decide where its blocks lie.
+        device: of the result. With CUDA the blocks are laid there, and come to lie in the same places.
 
     Returns:
         Sorted positions `[B, V]` (kept) and `[B, N - V]` (dropped), or None for a step
@@ -47,12 +54,15 @@ def draw_masks(
     kept = min(max(kept, 1), count - 1)
     corners = _PLACEMENTS * config.blocks * 2
     u = uniforms(seed, keys, stream=_MASK_STREAM, count=corners + count)
+    if torch.device(device).type == "cuda":  # Other devices may have no float64.
+        u = u.to(device)
     unions = _unions(sizes, grid, u[:, :corners].view(-1, _PLACEMENTS, config.blocks, 2))
     nearest = (unions.sum(dim=2) - (count - kept)).abs().argmin(dim=1)
-    masked = unions[torch.arange(len(u)), nearest]
+    masked = unions[torch.arange(len(u), device=u.device), nearest]
     # Visible patches sort before masked ones, in random order within each.
     order = (masked + u[:, corners:]).argsort(dim=1)
-    return order[:, :kept].sort(dim=1).values, order[:, kept:].sort(dim=1).values
+    visible, dropped = (part.sort(dim=1).values.to(device) for part in (order[:, :kept], order[:, kept:]))
+    return visible, dropped
 
 
 def _block_size(config: MaskConfig, grid: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
@@ -75,9 +85,9 @@ def _unions(sizes: np.ndarray[Any, Any], grid: tuple[int, int], corners: Tensor)
     """
     spans = []
     for axis in (0, 1):
-        size = torch.from_numpy(sizes[:, axis])
+        size = torch.from_numpy(sizes[:, axis]).to(corners.device)
         first = (corners[..., axis] * (grid[axis] - size + 1)).floor().unsqueeze(-1)
-        positions = torch.arange(grid[axis])
+        positions = torch.arange(grid[axis], device=corners.device)
         spans.append((positions >= first) & (positions < first + size.unsqueeze(-1)))
     rows, columns = spans
     return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).any(dim=2).flatten(2)
