@@ -86,9 +86,11 @@ def joined(device: str) -> Iterator[World]:
     if size == 1:
         yield World(resolve_device(device))
         return
+    if torch.cuda.is_available() and (device == "auto" or device.startswith("cuda")):
+        # By its number from the first: `cuda` alone is the first GPU, on which every process would leave something.
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     here = resolve_device(device)
     if here.type == "cuda":
-        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(here)
     dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
     try:
