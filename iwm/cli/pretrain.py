@@ -28,7 +28,10 @@ def pretrain_command(
         typer.Option(help="Folder of images, may be given several times; or tar shards; or hf:org/name."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder; iwm.load takes it afterwards.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Run folder, runs/RECIPE if not given; iwm.load takes it afterwards."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
@@ -73,18 +76,26 @@ def pretrain_command(
     for name, value in overrides.items():
         set_dotted(fields, name, value)
     config = from_dict(PretrainConfig, fields)
+    named, out = out is not None, out or Path("runs", recipe)
     if dry_run:
         count = processes or started_processes()
         device_of_run, here = planned_device(config.device)
-        config = check_start(config, data or (), out, resume=resume, processes=count, elsewhere=not here)
+        config = check_start(
+            config,
+            data or (),
+            out if named or data else None,
+            resume=resume,
+            processes=count,
+            elsewhere=not here,
+        )
         _print_estimate(
             config, deadline, count, f"{device_of_run.type}{'' if here else ', which is not here'}"
         )
         return
     if processes:
         raise typer.BadParameter("--processes goes with --dry-run; torchrun --nproc-per-node starts them.")
-    if not data or out is None:  # Only --dry-run needs neither.
-        raise typer.BadParameter(f"Missing option '{'--out' if data else '--data'}'.")
+    if not data:  # Only --dry-run needs none.
+        raise typer.BadParameter("Missing option '--data'.")
     command = shlex.join([*launcher("pretrain"), "--recipe", recipe, *typed(data, out, overrides)])
     done = pretrain(config, data, out, resume=resume, command=command)
     if not is_main():

@@ -251,15 +251,27 @@ def test_a_deadline_of_nothing_is_refused(command):
     assert (shown.code, "Invalid value for '--deadline'" in shown.words) == (2, True)
 
 
-@pytest.mark.parametrize("given", [[], ["--data"], ["--out"]])
-def test_data_and_folder_are_asked_for(command, tmp_path, photos, given):
-    values = {"--data": photos, "--out": tmp_path / "run"}
-    words = [word for name in given for word in (name, values[name])]
-    shown = command("pretrain", "--recipe", "iwm-tiny", *words)
-    missing = "--out" if "--data" in given else "--data"
+@pytest.mark.parametrize("given", [[], ["--out", "run"]])
+def test_data_is_asked_for(command, tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    shown = command("pretrain", "--recipe", "iwm-tiny", *given)
     assert (shown.code, shown.out) == (2, "")
-    assert f"Missing option '{missing}'" in shown.words
+    assert "Missing option '--data'" in shown.words
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_run_folder_has_a_name_where_none_is_given(
+    command, tmp_path, monkeypatch, photos, pretrain_words
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["pretrain", "--recipe", "iwm-tiny", "--data", photos, "--steps", 2, *pretrain_words]
+    assert command(*words, "--dry-run").code == 0
+    assert list(tmp_path.iterdir()) == []
+    shown = command(*words)
+    assert shown.code == 0
+    assert 'Load it: iwm.load("runs/iwm-tiny")' in shown.words
+    assert iwm.load("runs/iwm-tiny").config.recipe["command"].count("--out runs/iwm-tiny") == 1
+    assert "holds a run with other settings: seed was 0, now 1" in command(*words, "--seed", 1).error
 
 
 def test_a_world_model_for_a_frozen_encoder_of_a_file(command, photos, pretrain_words, tmp_path):
