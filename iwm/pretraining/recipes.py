@@ -30,7 +30,9 @@ def iwm_tiny() -> PretrainConfig:
     rate falls to zero (all O).
 
     Command: `iwm pretrain --recipe iwm-tiny --data FOLDER --out DIR`.
-    Cost and scores: recorded in the shipped `config.json`; see `iwm info iwm-tiny`.
+    Cost: 4.0e15 FLOPs, 7 h of one CPU core with AVX-512 bf16, 18 h with AVX2. Expected: apply-MRR
+    0.907, undo-MRR 0.623, 20-NN 42.4 % (`iwm info iwm-tiny` has the commands); the shipped weights
+    had these steps in three sittings (MODEL_CARD.md).
     """
     return PretrainConfig(
         model=_model("iwm-tiny"),
@@ -46,7 +48,7 @@ def iwm_tiny_inv() -> PretrainConfig:
     """The invariant twin of `iwm_tiny`: the same run, with a world model that sees no action.
 
     Command: `iwm pretrain --recipe iwm-tiny-inv --data FOLDER --out DIR`.
-    Cost: that of `iwm_tiny`. Expected: `apply` at its floor, by construction.
+    Cost: that of `iwm_tiny`. Expected: apply-MRR 0.024, its floor, by construction.
     """
     return iwm_tiny().replace(model=_model("iwm-tiny-inv"))
 

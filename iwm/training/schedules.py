@@ -2,7 +2,8 @@
 
 The learning rate rises linearly and then follows a cosine, or a line, that is stretched, so that
 it has not reached zero when training ends; weight decay follows a cosine from low to high
-[arXiv 2403.00504, App. A.1]; the teacher's momentum rises linearly to 1, as in I-JEPA.
+[arXiv 2403.00504, App. A.1]; the teacher's momentum rises linearly, as in I-JEPA,
+and to 1 at the last step, where theirs is stretched too.
 """
 
 import math
