@@ -162,17 +162,17 @@ def train_and_measure(arm: Arm, options: argparse.Namespace, threads: int) -> di
         commands[name] = [*task, *model, *data]
     results: dict[str, Any] = {"commands": {}}
     for name, words in commands.items():
-        results["commands"][name] = shlex.join(["iwm", *words])
-        file = arm.folder / f"{name.replace(', ', '-')}.json"
+        command = results["commands"][name] = shlex.join(["iwm", *words])
         if name == "train":
-            steps = _steps_done(arm.folder)
-            if steps < options.steps:
-                _run(words, threads)
+            _run(words, threads)  # Of a finished run it sees only whether it was this one.
             continue
-        if not file.is_file():
-            print(results["commands"][name], flush=True)
-            write_text(file, _run([*words, "--json"], threads))
-        results[name] = json.loads(file.read_text(encoding="utf-8"))
+        file = arm.folder / f"{name.replace(', ', '-')}.json"
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if kept.get("command") != command or "result" not in kept:
+            print(command, flush=True)
+            kept = {"command": command, "result": json.loads(_run([*words, "--json"], threads))}
+            write_text(file, json.dumps(kept, indent=2) + "\n")
+        results[name] = kept["result"]
     return results
 
 
@@ -184,15 +184,6 @@ def _run(words: list[str], threads: int) -> str:
     if done.returncode:
         sys.exit(f"{shlex.join(['iwm', *words])} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout
-
-
-def _steps_done(folder: Path) -> int:
-    """Steps of the exported model."""
-    try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return 0
-    return int(described["provenance"]["steps"])
 
 
 def step_seconds(arms: list[Arm], rounds: int = 5, steps: int = 4) -> dict[str, float]:

@@ -34,7 +34,7 @@ from iwm.checkpoint import CONFIG_FILE, DECODER_FILE, WEIGHTS_FILE, read_config,
 from iwm.config import WorldModelConfig
 from iwm.files import write_text
 from iwm.model_card import write_card
-from iwm.zoo import WEIGHTS
+from iwm.zoo import WEIGHTS, ZOO
 
 ROOT = Path(iwm.__file__).parents[1]
 MODEL, TWIN = "iwm-tiny", "iwm-tiny-inv"
@@ -77,6 +77,7 @@ def main() -> None:
         shutil.rmtree(WEIGHTS / TWIN)
     document(read_config(shipped), read_config(WEIGHTS / TWIN) if twin else None)
     draw(ROOT / "docs")
+    print(f"Left to do by hand: {'; '.join(left_by_hand())}.", flush=True)
 
 
 def draw(docs: Path) -> None:
@@ -90,7 +91,16 @@ def draw(docs: Path) -> None:
         swept = ["--parameter", "brightness", "--parameter", "hue", "--decode", "--dpi", "78"]
         call("figure", "sweep", str(photo), *swept, "--out", str(docs / "sweep.png"))
     call("figure", "similarity", "--undo", "--out", str(docs / "similarity.png"), "--dpi", "110")
-    print("Left to do by hand: docs/ui.png, a picture of `iwm ui`, and the tables of docs/.", flush=True)
+
+
+def left_by_hand() -> list[str]:
+    """What this script does not do."""
+    known = [
+        f"embedded={not e.embedded} for {e.name} in iwm/zoo.py"
+        for e in ZOO.values()
+        if e.embedded != e.folder.is_dir()
+    ]
+    return ["docs/ui.png, a picture of `iwm ui`", "the tables of docs/", *known]
 
 
 def train(name: str, run: Path) -> None:
@@ -99,10 +109,8 @@ def train(name: str, run: Path) -> None:
     folders = [word for folder in DATA for word in ("--data", folder)]
     call("pretrain", "--recipe", name, *folders, "--out", str(run), "--model.license", LICENSE)
     exported = read_config(run)
-    if before:
-        exported = exported.replace(metrics=exported.metrics | before.metrics)
-        if before.provenance["steps"] == exported.provenance["steps"]:
-            exported = exported.replace(provenance=before.provenance)
+    if before and before.provenance["steps"] == exported.provenance["steps"]:
+        exported = exported.replace(metrics=before.metrics, provenance=before.provenance)
         write_text(run / CONFIG_FILE, exported.to_json())
 
 

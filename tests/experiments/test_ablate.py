@@ -83,6 +83,24 @@ def test_accuracies_are_measured_and_shown_where_they_are_asked_for(ablate, monk
             assert all(word in fields or word in shown for word in words if word.startswith("--"))
 
 
+def test_a_score_is_taken_again_when_its_command_is_another(ablate, monkeypatch, tmp_path):
+    said = []
+
+    def run(words, threads):
+        said.append(words)
+        return json.dumps({"images": words[words.index("--images") + 1] if "--images" in words else ""})
+
+    monkeypatch.setattr(ablate, "_run", run)
+    for images, commands in ((3, 5), (3, 1), (4, 4)):  # Training sees for itself what there is to do.
+        options = Namespace(**vars(OPTIONS) | {"tasks": False, "images": images, "out": tmp_path})
+        arm = ablate.arms_of("depth", options)[0]
+        arm.folder.mkdir(exist_ok=True)
+        said.clear()
+        result = ablate.train_and_measure(arm, options, 1)
+        assert len(said) == commands
+        assert result["undo"]["images"] == str(images)
+
+
 def test_curves_are_smoothed_and_read_at_a_step(ablate, tmp_path):
     records = [{"step": step, "online_apply_mrr": step / 100, "loss": 1} for step in range(10, 80, 10)]
     records.insert(3, {"step": 35, "loss": 2})

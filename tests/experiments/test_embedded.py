@@ -9,6 +9,8 @@ import torch
 from adapter_parts import classification, make_model
 
 import iwm
+from iwm import zoo
+from iwm.checkpoint import read_config
 
 ROOT = Path(iwm.__file__).parents[1]
 
@@ -78,6 +80,38 @@ def test_what_is_installed_loads_under_its_name_and_nothing_stale_stays(
     assert not iwm.load(installed).config.adapters
     embedded.install(base, tmp_path / "weights" / "iwm-tiny-inv")
     assert (tmp_path / "weights" / "iwm-tiny-inv" / "LICENSE").read_text() == "terms"
+
+
+@pytest.mark.parametrize("before", [45, 90])
+def test_scores_stay_with_the_steps_they_were_measured_at(
+    embedded, tmp_path, monkeypatch, tiny_config, before
+):
+    run = tmp_path / "run"
+    measured = tiny_config().replace(
+        metrics={"knn": {"accuracy": 0.4}}, provenance={"steps": before, "hours": 1}
+    )
+
+    def pretrain(*words):
+        done = measured.replace(metrics={}, provenance={"steps": 90, "hours": 2})
+        (run / "config.json").write_text(done.to_json())
+
+    run.mkdir()
+    (run / "config.json").write_text(measured.to_json())
+    monkeypatch.setattr(embedded, "call", pretrain)
+    embedded.train("iwm-tiny", run)
+    found = read_config(run)
+    assert found.metrics == ({} if before == 45 else measured.metrics)
+    assert found.provenance == {"steps": 90, "hours": 2 if before == 45 else 1}
+
+
+def test_it_says_what_the_table_of_models_must_say_of_new_files(embedded, monkeypatch, tmp_path):
+    assert len(embedded.left_by_hand()) == 2
+    (tmp_path / "iwm-tiny-inv").mkdir()
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
+    assert embedded.left_by_hand()[2:] == [
+        "embedded=False for iwm-tiny in iwm/zoo.py",
+        "embedded=True for iwm-tiny-inv in iwm/zoo.py",
+    ]
 
 
 def test_parts_that_hang_on_the_weights_are_made_once(embedded, tmp_path, monkeypatch):
