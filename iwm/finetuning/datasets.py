@@ -184,7 +184,7 @@ class TaskSource:
         self.lengths = lengths
         self.config = config
         self.listing = listing
-        self.unreadable = 0  # All were read before the run began.
+        self.unreadable = self.enlarged = 0  # All were read before the run began.
 
     def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Iterable[Batch]:
         """See `iwm.training.data.Source`."""

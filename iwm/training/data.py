@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -31,14 +32,17 @@ from iwm.training.signals import outlive_first_signal
 _CROP_STREAM = 1
 _ORDER_STREAM = 6
 
+_NAMED = 10
+"""Small images that are named."""
+
 log = logging.getLogger(__name__)
 
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Crops `[B, 3, S, S]` uint8, epochs `[B]`, indices `[B]`."""
 
-Sample = tuple[Tensor, SampleKey, list[str]]
-"""A crop, its key, and what was wrong with the images whose place it takes."""
+Sample = tuple[Tensor, SampleKey, list[str], str]
+"""A crop, its key, what was wrong with the images whose place it takes, and what is said of a small one."""
 
 
 class Source(Protocol):
@@ -50,6 +54,9 @@ class Source(Protocol):
     unreadable: int
     """Draws of this process, so far, whose image could not be read."""
 
+    enlarged: int
+    """Draws of this process, so far, whose image was smaller than its crop."""
+
     def batches(self, first_step: int, world: World, state: dict[str, Any] | None) -> Iterable[Batch]:
         """One process's share of every batch, from `first_step` to the last."""
 
@@ -60,13 +67,13 @@ class Source(Protocol):
 class FolderSource:
     """Image files on a disk; nothing has to be remembered to go on."""
 
-    def __init__(self, paths: list[Path], size: int, config: RunConfig, listing: str = "") -> None:
-        self.paths = paths
+    def __init__(self, paths: Sequence[Path], size: int, config: RunConfig, listing: str = "") -> None:
+        self.paths = PathArray(paths)
         self.size = size
         self.config = config
         self.listing = listing
-        self.unreadable = 0
-        self._refused = Refused(config)
+        self.unreadable = self.enlarged = 0
+        self._odd = OddImages(config)
 
     def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Iterator[Batch]:
         """See `Source`.
@@ -76,10 +83,14 @@ class FolderSource:
             InvalidDataError: not one can be read.
         """
         try:
-            for crops, keys, problems in make_loader(self.paths, self.size, self.config, first_step, world):
+            loader = make_loader(self.paths, self.size, self.config, first_step, world)
+            for crops, keys, problems, small in loader:
                 for problem in itertools.chain.from_iterable(problems):
-                    self._refused.add(problem)
+                    self._odd.refuse(problem)
+                for said in filter(None, small):
+                    self._odd.enlarge(said)
                 self.unreadable += sum(map(bool, problems))
+                self.enlarged += sum(map(bool, small))
                 yield crops, keys[:, 0], keys[:, 1]
         except InvalidDataError as error:  # Said by a worker, with its traceback in the words.
             raise InvalidDataError(
@@ -91,15 +102,41 @@ class FolderSource:
         """Nothing: the order is a function of (seed, step)."""
 
 
-class Refused:
-    """Images that cannot be read: named in the log, each once, or the end of the run."""
+class PathArray(Sequence[Path]):
+    """Paths, read-only, as two arrays: of a list, every worker of a loader comes to have a copy.
+
+    Counting references writes to the pages of a list's objects, which processes share only until then.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        names = [os.fsencode(path) for path in paths]
+        self._ends = np.cumsum([0, *map(len, names)])
+        self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        return Path(os.fsdecode(self._names[self._ends[place] : self._ends[place + 1]].tobytes()))
+
+
+class OddImages:
+    """Images that cannot be read, which may be the end of the run, and small ones: named in the log, each once."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self._named: set[str] = set()
+        self._small: set[str] = set()
 
-    def add(self, problem: str) -> None:
-        """Take note of one.
+    def refuse(self, problem: str) -> None:
+        """Take note of one that cannot be read.
 
         Args:
             problem: names the image, and says what is wrong with it.
@@ -115,6 +152,13 @@ class Refused:
             self._named.add(problem)
             log.warning("skipped: %s", problem)
 
+    def enlarge(self, said: str) -> None:
+        """Take note of one that is smaller than its crop: of a whole set of them the first few are named."""
+        if said not in self._small and len(self._small) < _NAMED:
+            self._small.add(said)
+            more = "; more of them are only counted" if len(self._small) == _NAMED else ""
+            log.warning("enlarged: %s%s", said, more)
+
 
 class CropDataset(Dataset[Sample]):
     """Random crops `[3, size, size]` uint8, each a function of (seed, epoch, index).
@@ -122,7 +166,7 @@ class CropDataset(Dataset[Sample]):
     The place of an unreadable file is taken by the next readable one.
     """
 
-    def __init__(self, paths: list[Path], size: int, config: RunConfig) -> None:
+    def __init__(self, paths: Sequence[Path], size: int, config: RunConfig) -> None:
         self.paths = paths
         self.size = size
         self.config = config
@@ -135,15 +179,29 @@ class CropDataset(Dataset[Sample]):
         for offset in range(len(self.paths)):
             path = self.paths[(key[1] + offset) % len(self.paths)]
             try:
-                return cropped(path, key, self.size, self.config), key, problems
+                crop, small = cropped(path, key, self.size, self.config)
+                return crop, key, problems, small
             except InvalidImageError as error:
                 problems.append(str(error))
         raise InvalidDataError("None of the images can be read.")
 
 
-def cropped(image: Path | bytes, key: SampleKey, size: int, config: RunConfig, name: str = "image") -> Tensor:
-    """A random crop `[3, size, size]` uint8 of an image file, flipped or not; see `cropped_image`."""
-    return as_bytes(cropped_image(image, key, size, config, name))
+def cropped(
+    image: Path | bytes, key: SampleKey, size: int, config: RunConfig, name: str = "image"
+) -> tuple[Tensor, str]:
+    """A random crop `[3, size, size]` uint8 of an image file, and what is said of one that is smaller than that.
+
+    See `cropped_image`.
+    """
+    decoded = _decoded(image, size, config, name)
+    width, height = decoded.size
+    named = name if isinstance(image, bytes) else image
+    small = (
+        f"{named} has {width} x {height} pixels, less than crops of {size}"
+        if min(width, height) < size
+        else ""
+    )
+    return as_bytes(_crop(decoded, key, size, config)), small
 
 
 def as_bytes(image: Image.Image) -> Tensor:
@@ -162,8 +220,15 @@ def cropped_image(
     Raises:
         InvalidImageError: it cannot be read.
     """
+    return _crop(_decoded(image, size, config, name), key, size, config)
+
+
+def _decoded(image: Path | bytes, size: int, config: RunConfig, name: str) -> Image.Image:
     (low, _), (tall, wide) = config.data.crop_scale, config.data.crop_aspect
-    decoded = open_rgb(image, at_least=math.ceil(size * math.sqrt(max(wide, 1 / tall) / low)), name=name)
+    return open_rgb(image, at_least=math.ceil(size * math.sqrt(max(wide, 1 / tall) / low)), name=name)
+
+
+def _crop(decoded: Image.Image, key: SampleKey, size: int, config: RunConfig) -> Image.Image:
     rng = np.random.default_rng((config.seed, *key, _CROP_STREAM))
     box = random_crop(decoded.width, decoded.height, config, rng)
     crop = decoded.resize((size, size), Image.Resampling.BILINEAR, box=box)
@@ -233,9 +298,9 @@ class StepSampler(Sampler[list[SampleKey]]):
 
 
 def make_loader(
-    paths: list[Path], size: int, config: RunConfig, first_step: int = 0, world: World | None = None
+    paths: Sequence[Path], size: int, config: RunConfig, first_step: int = 0, world: World | None = None
 ) -> DataLoader[Sample]:
-    """Loader from `first_step` on of crops `[B, 3, size, size]` uint8, keys `[B, 2]`, and problems, a list each.
+    """Loader from `first_step` on of crops `[B, 3, size, size]` uint8, keys `[B, 2]`, and what `Sample` has of each.
 
     B is one process's share of the batch.
     """
@@ -252,6 +317,6 @@ def make_loader(
     )
 
 
-def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[list[str]]]:
-    crops, keys, problems = zip(*samples, strict=True)
-    return torch.stack(crops), torch.tensor(keys), list(problems)
+def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[list[str]], list[str]]:
+    crops, keys, problems, small = zip(*samples, strict=True)
+    return torch.stack(crops), torch.tensor(keys), list(problems), list(small)

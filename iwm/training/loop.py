@@ -41,6 +41,9 @@ _SINCE_2_15 = "forward_sync_buffers" in inspect.signature(DistributedDataParalle
 _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _SINCE_2_15 else "broadcast_buffers": False}
 """Buffers are constants, which need not travel between processes."""
 
+_ODD = ("unreadable", "enlarged")
+"""What a source counts."""
+
 
 class Task(nn.Module, ABC):
     """What the loop trains; its forward pass is the loss."""
@@ -165,11 +168,10 @@ def _train(trainer: _Trainer) -> bool:
             stop = world.any(stopped())
             last = last or world.any(task.finished)
             logged = watched or trainer.done % config.log_every == 0 or last
-            unreadable = trainer.unreadable() if logged else 0
+            odd = trainer.odd_images() if logged else {}
             if world.is_main and logged:
                 pace = {"images_per_second": round(progress.images_per_second, 2)}
-                waiting = {"data_wait": waits.share(), "unreadable": unreadable}
-                record |= pace | waiting | {"memory_mb": memory_mb(world.device)}
+                record |= pace | {"data_wait": waits.share()} | odd | {"memory_mb": memory_mb(world.device)}
                 run.log(record)
                 for tracker in trackers:
                     tracker.log(record)
@@ -179,13 +181,15 @@ def _train(trainer: _Trainer) -> bool:
                 due = False
             if last or stop:
                 break
-    unreadable = trainer.unreadable()
-    if unreadable and world.is_main:
+    odd, drawn = trainer.odd_images(), trainer.done * config.batch_size
+    if odd["unreadable"] and world.is_main:
         log.warning(
             "%d of the %d images drawn could not be read, and others took their place; the log names them.",
-            unreadable,
-            trainer.done * config.batch_size,
+            odd["unreadable"],
+            drawn,
         )
+    if odd["enlarged"] and world.is_main:
+        log.warning("%d of the %d images drawn were smaller than their crops.", odd["enlarged"], drawn)
     return last
 
 
@@ -210,7 +214,8 @@ class _Trainer:
         self.export = export
         self.world = world
         self.optimizer = task.make_optimizer(config.optim)
-        self.done = self.saved = self.unreadable_before = 0
+        self.done = self.saved = 0
+        self.odd_before: dict[str, int] = {}
         self.last_sound = 0
         self.saved_is_sound = True
         self.seconds = 0.0
@@ -240,7 +245,7 @@ class _Trainer:
         self.seconds = state["seconds"]
         self.source_state = state.get("source")
         self.sittings = state.get("sittings")
-        self.unreadable_before = state.get("unreadable", 0)
+        self.odd_before = {name: state.get(name, 0) for name in _ODD}
 
     def _check_together(self) -> None:
         """Refuse processes that would train different things: each has looked at its own disk."""
@@ -327,7 +332,7 @@ class _Trainer:
 
     def checkpoint(self) -> None:
         """Save the resumable state, then the model."""
-        unreadable = self.unreadable()
+        odd = self.odd_images()
         if not self.world.is_main:
             self._saved()
             return
@@ -338,7 +343,7 @@ class _Trainer:
                 "listing": self.source.listing,
                 "source": self.source.state(),
                 "sittings": self.run.sittings,
-                "unreadable": unreadable,
+                **odd,
                 "running": self.task.running,
                 "last_sound": self.last_sound,
                 "task": self.task.state_dict(),
@@ -351,9 +356,11 @@ class _Trainer:
     def _saved(self) -> None:
         self.saved, self.saved_is_sound = self.done, self.last_sound == self.done
 
-    def unreadable(self) -> int:
-        """Images drawn so far that could not be read, in all sittings and processes; all must ask."""
-        return self.unreadable_before + self.world.total(self.source.unreadable)
+    def odd_images(self) -> dict[str, int]:
+        """Images drawn so far that could not be read or were small, in all sittings and processes; all must ask."""
+        return {
+            name: self.odd_before.get(name, 0) + self.world.total(getattr(self.source, name)) for name in _ODD
+        }
 
     @contextmanager
     def telling_what_is_good(self) -> Iterator[None]:

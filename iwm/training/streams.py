@@ -15,6 +15,7 @@ import glob
 import hashlib
 import itertools
 import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -26,11 +27,14 @@ from torch import Tensor
 from iwm.actions import SampleKey
 from iwm.errors import InvalidConfigError, InvalidDataError, InvalidImageError
 from iwm.training.config import RunConfig
-from iwm.training.data import Batch, Refused, cropped
+from iwm.training.data import Batch, OddImages, cropped
 from iwm.training.distributed import World
 
 BLOCK = 1024
 """Rows that are shuffled together."""
+
+AHEAD = 2
+"""Batches that are read and decoded while one is trained."""
 
 PATIENCE = 10
 """Blocks without one readable image after which a run gives up."""
@@ -45,6 +49,12 @@ Row = tuple[str, Cell]
 
 Place = tuple[SampleKey, Row, dict[str, Any]]
 """A row of the stream, its key, and the state of the stream after it."""
+
+Decoded = tuple[Tensor, bool] | None
+"""A crop, and whether its image was smaller; None where it cannot be read."""
+
+Coming = tuple[list[Place], dict[int, Future[Decoded]]]
+"""A batch, and the rows of it that this process decodes."""
 
 
 def is_stream(name: str) -> bool:
@@ -72,8 +82,8 @@ class StreamSource:
     def __init__(self, name: str, size: int, config: RunConfig) -> None:
         self.size = size
         self.config = config
-        self.unreadable = 0
-        self._refused = Refused(config)
+        self.unreadable = self.enlarged = 0
+        self._odd = OddImages(config)
         self._data, self._column, self._shards, self.files_sha256 = _open_stream(name)
         self.listing = f"the stream {name} (files {self.files_sha256[:12]})"
         self._state: dict[str, Any] = {"epoch": 0, "block": 0, "offset": 0, "shards": None}
@@ -94,40 +104,49 @@ class StreamSource:
         rows = self._rows(state or self._state)
         share = self.config.batch_size // world.size
         mine = range(world.rank * share, (world.rank + 1) * share)
-        with ThreadPoolExecutor(max(self.config.data.workers, 1)) as pool:
-            ahead: tuple[list[Place], dict[int, Future[Tensor | None]]] | None = None
-            for step in range(first_step, self.config.steps + 1):
-                coming = None
-                if step < self.config.steps:  # Decoded while the step before is trained.
-                    batch = [next(rows) for _ in range(self.config.batch_size)]
-                    coming = batch, {row: pool.submit(self._decode, *batch[row][:2]) for row in mine}
-                if ahead:
-                    places, futures = ahead
+        # One thread reads, and so in order, batches ahead of the one that is trained.
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(max(self.config.data.workers, 1)) as pool:
+            ahead: deque[Future[Coming]] = deque()
+            try:
+                for step in range(first_step, self.config.steps):
+                    for _ in range(min(AHEAD + 1, self.config.steps - step) - len(ahead)):
+                        ahead.append(reader.submit(self._begin, rows, mine, pool))
+                    places, futures = ahead.popleft().result()
                     decoded = {row: future.result() for row, future in futures.items()}
-                    self.unreadable += sum(crop is None for crop in decoded.values())
-                    crops = torch.stack([self._crop_for(row, places, decoded) for row in mine])
+                    self.unreadable += sum(found is None for found in decoded.values())
+                    self.enlarged += sum(found[1] for found in decoded.values() if found)
+                    crops = torch.stack([self._crop_for(row, places, decoded, reader) for row in mine])
                     self._state = places[-1][2]
                     epochs, indices = torch.tensor([places[row][0] for row in mine]).unbind(1)
                     yield crops, epochs, indices
-                ahead = coming
+            finally:
+                for coming in ahead:
+                    coming.cancel()
 
-    def _crop_for(self, row: int, batch: list[Place], decoded: dict[int, Tensor | None]) -> Tensor:
+    def _begin(self, rows: Iterator[Place], mine: range, pool: ThreadPoolExecutor) -> Coming:
+        """Read a batch, and have this process's rows of it decoded."""
+        batch = [next(rows) for _ in range(self.config.batch_size)]
+        return batch, {row: pool.submit(self._decode, *batch[row][:2]) for row in mine}
+
+    def _crop_for(
+        self, row: int, batch: list[Place], decoded: dict[int, Decoded], reader: ThreadPoolExecutor
+    ) -> Tensor:
         """The crop of a row of a batch; or of the next readable one, round its end, whoever's it is."""
         for place in (*range(row, len(batch)), *range(row)):
             if place not in decoded:
                 decoded[place] = self._decode(*batch[place][:2])
-            crop = decoded[place]
-            if crop is not None:
-                return crop
-        decoded[row] = crop = self._next_readable(batch[-1][2])
-        return crop
+            found = decoded[place]
+            if found is not None:
+                return found[0]
+        decoded[row] = found = reader.submit(self._next_readable, batch[-1][2]).result()
+        return found[0]
 
-    def _next_readable(self, state: dict[str, Any]) -> Tensor:
+    def _next_readable(self, state: dict[str, Any]) -> tuple[Tensor, bool]:
         """The next crop after a batch of which no image can be read."""
         for key, row, _ in itertools.islice(self._rows(state), PATIENCE * BLOCK):
-            crop = self._decode(key, row)
-            if crop is not None:
-                return crop
+            found = self._decode(key, row)
+            if found is not None:
+                return found
         raise InvalidDataError(
             f"None of {PATIENCE * BLOCK:,} successive images of {self.listing} can be read; see the warnings above."
         )
@@ -177,14 +196,17 @@ class StreamSource:
         if rows:
             yield rows, {"done": done, "within": None, "row": 0}
 
-    def _decode(self, key: SampleKey, row: Row) -> Tensor | None:
+    def _decode(self, key: SampleKey, row: Row) -> Decoded:
         name, cell = row
         try:
             content = _fetched(cell["path"]) if cell["bytes"] is None else cell["bytes"]
-            return cropped(content, key, self.size, self.config, name)
+            crop, small = cropped(content, key, self.size, self.config, name)
         except InvalidImageError as error:
-            self._refused.add(str(error))
+            self._odd.refuse(str(error))
             return None
+        if small:
+            self._odd.enlarge(small)
+        return crop, bool(small)
 
 
 def _fetched(path: str) -> bytes:

@@ -106,7 +106,17 @@ def test_a_run_leaves_a_model_folder_and_its_records(config, whole):
     assert sorted(path.name for path in whole.iterdir()) == FILES
     records = _metrics(whole)
     assert [record["step"] for record in records] == list(range(1, 11))
-    every_step = {"step", "loss", "lr", "weight_decay", "grad_norm", "target_std", "ema", "unreadable"}
+    every_step = {
+        "step",
+        "loss",
+        "lr",
+        "weight_decay",
+        "grad_norm",
+        "target_std",
+        "ema",
+        "unreadable",
+        "enlarged",
+    }
     monitored = {"effective_rank", "cosine", "online_apply_mrr", "online_undo_mrr"}
     assert all(record.keys() == every_step for record in records[:-1])
     assert records[-1].keys() == every_step | monitored

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from iwm.training.config import DataConfig, RunConfig
 from iwm.training.data import (
     CropDataset,
     FolderSource,
+    PathArray,
     StepSampler,
     check_readable,
     cropped,
@@ -82,7 +85,7 @@ def test_order_depends_on_the_seed_and_not_on_the_number_of_steps():
 def test_crop_is_a_function_of_seed_epoch_and_index(paths):
     key, config = (2, 1), _config()
     crop, *rest = CropDataset(paths, 16, config)[key]
-    assert (crop.shape, crop.dtype, rest) == ((3, 16, 16), torch.uint8, [(2, 1), []])
+    assert (crop.shape, crop.dtype, rest) == ((3, 16, 16), torch.uint8, [(2, 1), [], ""])
     other = CropDataset(paths, 16, _config(steps=99, batch_size=2))
     for before in [(0, 0), (2, 4)]:
         other[before]
@@ -153,7 +156,7 @@ def test_an_image_too_narrow_for_any_box_gives_its_central_square():
 
 
 def test_the_place_of_an_unreadable_file_is_taken_by_the_next(broken):
-    crop, key, problems = CropDataset(broken, 16, _config())[(1, 2)]
+    crop, key, problems, _ = CropDataset(broken, 16, _config())[(1, 2)]
     assert key == (1, 2)
     assert [path.name in problem for path, problem in zip(broken[2:4], problems, strict=True)] == [True] * 2
     stand_in = [*broken[:2], broken[4], *broken[3:]]
@@ -162,7 +165,7 @@ def test_the_place_of_an_unreadable_file_is_taken_by_the_next(broken):
 
 def test_an_unreadable_last_file_is_replaced_by_the_first(paths):
     paths[4].unlink()
-    crop, _, problems = CropDataset(paths, 16, _config())[(0, 4)]
+    crop, _, problems, _ = CropDataset(paths, 16, _config())[(0, 4)]
     assert problems == [f"No such image file: {paths[4]}"]
     assert torch.equal(crop, CropDataset([*paths[:4], paths[0]], 16, _config())[(0, 4)][0])
 
@@ -219,8 +222,39 @@ def test_the_tiniest_image_is_enlarged(tmp_path, width, height, suffix):
     with Image.open(path) as image:
         colour = image.convert("RGB").getpixel((0, 0))
     for index in range(20):
-        crop = cropped(path, (0, index), 16, _config())
+        crop, _ = cropped(path, (0, index), 16, _config())
         assert torch.equal(crop, torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_small_images_are_counted_and_the_first_few_named(tmp_path, caplog, workers):
+    sides = [15] * 12 + [16, 40]
+    paths = [_write(tmp_path / f"{i:02}.png", 20, side) for i, side in enumerate(sides)]
+    config = _config(steps=7, batch_size=4, data=DataConfig(workers=workers))
+    source = FolderSource(paths, 16, config)
+    drawn = [index for _, _, indices in source.batches(0, CPU) for index in indices.tolist()]
+    assert sorted(drawn) == sorted([*range(14)] * 2)
+    assert (source.enlarged, source.unreadable) == (24, 0)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == len(set(said)) == 10
+    assert all(
+        re.fullmatch(rf"enlarged: {tmp_path}/\d\d\.png has 20 x 15 pixels, less than crops of 16.*", line)
+        for line in said
+    )
+    assert [line.endswith("; more of them are only counted") for line in said] == [False] * 9 + [True]
+
+
+def test_many_paths_are_two_arrays(tmp_path):
+    """Names of all kinds, such as one that is no text."""
+    paths = [tmp_path / "a.jpg", Path(os.fsdecode(b"b\xff.jpg")), Path("ä/c d.jpg"), Path("e")]
+    held = PathArray(paths)
+    assert list(held) == paths
+    assert (len(held), held[-1], held[1:3], held[::-2]) == (4, paths[3], paths[1:3], paths[::-2])
+    with pytest.raises(IndexError):
+        held[4]
+    assert list(PathArray([])) == []
+    assert not [v for v in vars(held).values() if not isinstance(v, np.ndarray)]
 
 
 def test_more_than_one_crop_of_an_image_where_a_batch_has_more_places(paths):
@@ -302,7 +336,7 @@ def test_crops_of_a_large_jpeg_are_those_of_all_its_pixels(
     )
     apart = []
     for index in range(12):
-        crop = cropped(path, (0, index), 64, _config())
+        crop, _ = cropped(path, (0, index), 64, _config())
         apart.append(
             (crop.float() - _crop_by_hand(path, (0, index), 64, _config()).float()).abs().mean().item()
         )
@@ -315,8 +349,8 @@ def test_crops_of_other_files_are_bit_identical_to_those_of_all_pixels(tmp_path,
     path = _photo(tmp_path / name, 200, 150) if name == "small.jpg" else _write(tmp_path / name, 900, 700)
     for index in range(6):
         expected = _crop_by_hand(path, (1, index), 48, _config())
-        assert torch.equal(cropped(path, (1, index), 48, _config()), expected)
-        assert torch.equal(cropped(path.read_bytes(), (1, index), 48, _config()), expected)
+        assert torch.equal(cropped(path, (1, index), 48, _config())[0], expected)
+        assert torch.equal(cropped(path.read_bytes(), (1, index), 48, _config())[0], expected)
 
 
 @pytest.mark.parametrize("aspect", [(0.75, 4 / 3), (0.25, 1.0), (1.0, 4.0), (2.0, 3.0), (0.2, 0.5)])

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from linear_task import LinearTask, comparable, loop_config, metrics_of
+from linear_task import SIZE, LinearTask, comparable, loop_config, metrics_of
 from PIL import Image
 
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
@@ -125,9 +125,21 @@ def test_unreadable_images_are_counted_over_all_sittings(start, paths, caplog):
     assert folder.load_state()["unreadable"] == counts[-1]
 
 
+def test_small_images_are_counted_over_all_sittings(start, paths, caplog):
+    Image.new("RGB", (SIZE, SIZE - 1)).save(paths[1])
+    _, whole = start(LinearTask(), name="whole")
+    drawn = [key for keys in StepSampler(len(paths), loop_config()) for key in keys]
+    counts = [sum(index == 1 for _, index in drawn[: 2 * step]) for step in range(1, 11)]
+    assert [record["enlarged"] for record in metrics_of(whole)] == counts
+    assert f"{counts[-1]} of the 20 images drawn were smaller than their crops" in caplog.text
+    start(LinearTask({5: lambda: os.kill(os.getpid(), signal.SIGINT)}))
+    _, folder = start(LinearTask())
+    assert comparable(metrics_of(folder)) == comparable(metrics_of(whole))
+
+
 def test_of_readable_images_nothing_is_said(start, caplog):
     _, folder = start(LinearTask())
-    assert {record["unreadable"] for record in metrics_of(folder)} == {0}
+    assert {record[name] for record in metrics_of(folder) for name in ("unreadable", "enlarged")} == {0}
     assert not caplog.records
 
 

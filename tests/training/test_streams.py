@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from iwm.pretraining.run import pretrain
 from iwm.training import streams
 from iwm.training.config import DataConfig
 from iwm.training.distributed import World
-from iwm.training.streams import StreamSource, is_stream
+from iwm.training.streams import AHEAD, StreamSource, is_stream
 
 datasets = pytest.importorskip("datasets")
 
@@ -168,6 +169,24 @@ def test_crops_are_those_of_the_same_files_in_a_folder(tmp_path):
     crops = torch.cat([crops for crops, _, _ in source.batches(0, World(CPU), None)])
     assert torch.equal(crops, torch.stack([dataset[(epoch, 0)][0] for epoch in range(12)]))
     assert len(crops.flatten(1).unique(dim=0)) == 12
+
+
+def test_batches_are_read_while_one_is_trained_and_not_more_than_two(tmp_path):
+    write_shards(tmp_path)
+    source = StreamSource(f"{tmp_path}/*.tar", SIZE, stream_config(steps=6, batch_size=3))
+    rows, read = source._rows, []
+    source._rows = lambda state: (read.append(row) or row for row in rows(state))
+    batches = source.batches(0, World(CPU), None)
+    for done in range(1, 7):
+        next(batches)
+        expected = 3 * min(done + AHEAD, 6)
+        for _ in range(1000):
+            if len(read) == expected:
+                break
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert len(read) == expected
+    assert next(batches, None) is None
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class Blank:
     """A source of black crops."""
 
     listing = "nothing"
-    unreadable = 0
+    unreadable = enlarged = 0
 
     def batches(self, first_step, world, state):
         for _ in range(first_step, 6):
