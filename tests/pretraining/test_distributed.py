@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -23,13 +24,13 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(photos, out, *options, processes=1):
-    runner = [sys.executable, "-m"]
+def start(photos, out, *options, processes=1, program=("-m", "iwm.pretraining")):
+    runner = [sys.executable]
     if processes > 1:
-        runner += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+        runner += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
-        [*runner, "iwm.pretraining", "--data", str(photos), "--out", str(out), *SMALL, *options],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        [*runner, *program, "--data", str(photos), "--out", str(out), *SMALL, *options],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -82,16 +83,36 @@ def test_accumulated_pieces_are_one_batch(photos, alone, tmp_path):
     check_same_run(alone, tmp_path / "pieces")
 
 
-def test_a_run_goes_on_with_another_number_of_processes(photos, alone, tmp_path):
-    out = tmp_path / "run"
-    process = start(photos, out, processes=2)
-    deadline = time.monotonic() + 200
-    while not (out / "state.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    process.communicate()
-    subprocess.run(["pkill", "-9", "-f", str(out)], check=False)  # The workers, not only their parent.
-    run(photos, out)
+# Trains like `iwm pretrain`, and ends as in a power cut during the fifth step.
+KILLED = """
+import os, signal, sys
+from iwm.cli.main import main
+from iwm.pretraining.task import PretrainTask
+
+after_step = PretrainTask.after_step
+
+def killed(self, step):
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return after_step(self, step)
+
+PretrainTask.after_step = killed
+sys.argv[1:1] = ["pretrain"]
+main()
+"""
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(photos, alone, tmp_path, before, after):
+    """In the middle of its third epoch."""
+    out, script = tmp_path / "run", tmp_path / "killed.py"
+    script.write_text(KILLED)
+    with pytest.raises(AssertionError):
+        run(photos, out, "--checkpoint-every", "2", processes=before, program=[str(script)])
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == 4
+    assert [record["step"] for record in metrics(out)] == [1, 2, 3, 4]
+    assert 8 * 4 % len(list(photos.rglob("*.jpg"))) != 0
+    run(photos, out, processes=after)
     check_same_run(alone, out)
 
 
