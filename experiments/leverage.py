@@ -15,8 +15,8 @@ for what ships has none. The names of CamVid's classes are those below.
 Differences are paired by validation image: the interval is 1.96 standard errors of the mean over
 images of what the seeds average to, and for mIoU 1.96 standard deviations over resampled images.
 Runs that are done are not done again, and
-studies share them; OUT/runs has a folder each, with its command, and one of another command is
-refused. OUT gets STUDY.md and STUDY.json, for `protocols` and `spectrum` also STUDY.png.
+studies share them; OUT/runs has a folder each, with its command, and one of another command, or of
+other hyperparameters under the same one, is refused. OUT gets STUDY.md and STUDY.json, for `protocols` and `spectrum` also STUDY.png.
 """
 
 from __future__ import annotations
@@ -36,12 +36,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from paired import ANSWERS_FILE, gain, gains_over_alone
 from studies import CAMVID, STUDIES, Row, Study
 
+from iwm.cli.finetune import configured
+from iwm.cli.main import app
 from iwm.errors import IWMError
+from iwm.fields import to_json
 from iwm.files import write_text
+from iwm.finetuning.config import FinetuneConfig
+from iwm.finetuning.probe import probe_config
 from iwm.loading import load
+from iwm.training.run_folder import FREE_FIELDS, RUN_FILE, changed_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +56,8 @@ if TYPE_CHECKING:
 COMMAND_FILE = "command.txt"
 MODEL_FILE = "model.txt"
 """Of the folder of a run: the encoder's `space`; weights may change under a name."""
+IDLE_FIELDS = FREE_FIELDS - {"monitor_every"}
+"""Of a configuration: without a bearing on the result."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,42 @@ def check_command(job: Job) -> None:
         raise SystemExit(
             f"{job.folder} was made with other weights of the same name. Take another --out, or remove that folder."
         )
+    check_settings(job)
+
+
+def check_settings(job: Job) -> None:
+    """End where a run that is done had hyperparameters that its command does not mean any more."""
+    file = job.folder / "result.json"
+    if not finished(file):
+        return
+    config = configuration(job, json.loads(file.read_text(encoding="utf-8")).get("train_images", 0))
+    if config is None:
+        return
+    try:
+        found = changed_settings(job.folder, config)
+    except IWMError as error:
+        raise SystemExit(f"{error}\nTake another --out, or remove {job.folder}.") from error
+    changed = [said for name, said in found.items() if name not in IDLE_FIELDS]
+    if changed:
+        raise SystemExit(
+            f"{job.folder} was made with what the recipe was then: {'; '.join(changed)}.\n"
+            "Take another --out, or remove that folder."
+        )
+
+
+def configuration(job: Job, images: int = 0) -> FinetuneConfig | None:
+    """What a job's command means now, of a finetuning for so many training images; None if it trains nothing."""
+    command, words = typer.main.get_command(app), list(job.words)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    context = command.make_context("iwm", words)
+    if command.name == "probe":
+        options = context.params
+        return probe_config(options["head"], options["seed"], batch_norm=options["batch_norm"])
+    if command.name != "finetune":
+        return None
+    _, config = configured(context, len(context.params["data"]), images)
+    return config.resolved(images)
 
 
 def run(job: Job, threads: int) -> dict[str, Any]:
@@ -222,6 +267,8 @@ def run(job: Job, threads: int) -> dict[str, Any]:
     if not finished(file):
         write_text(job.folder / MODEL_FILE, job.space + "\n")
         write_text(job.folder / COMMAND_FILE, job.command + "\n")
+        if job.words[:2] == ("eval", "probe"):  # Of a finetuning, the run folder has it.
+            write_text(job.folder / RUN_FILE, to_json(configuration(job)))
         printed = call(list(job.words), threads)
         if job.words[0] == "eval":
             write_text(file, printed)

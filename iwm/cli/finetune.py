@@ -15,8 +15,15 @@ from iwm.cli.pretrain import parse_overrides, set_dotted
 from iwm.errors import InvalidConfigError
 
 if TYPE_CHECKING:
+    from iwm.finetuning.config import FinetuneConfig
     from iwm.finetuning.folders import TaskData
     from iwm.finetuning.result import FinetuneResult
+
+_PLAIN = (
+    "task", "tune", "head", "init", "steps", "batch_size", "seed", "device", "images", "log_every",
+    "checkpoint_every",
+)  # fmt: skip
+"""Options that are fields of the configuration under the same name."""
 
 
 def finetune_command(
@@ -88,9 +95,9 @@ def finetune_command(
     --augment.mixup 0.8 --cache-views 0; a wrong name gets a suggestion.
     """
     from iwm.config import TaskKind
-    from iwm.fields import from_dict, require_choice, to_json
-    from iwm.finetuning.config import FinetuneConfig, Tune
-    from iwm.finetuning.recipes import LARGE, find_recipe, protocol
+    from iwm.fields import require_choice
+    from iwm.finetuning.config import Tune
+    from iwm.finetuning.recipes import find_recipe
     from iwm.finetuning.run import Finetuning, finetune, finetune_alone
 
     require_choice("task", task, TaskKind)
@@ -106,27 +113,9 @@ def finetune_command(
         )
     if task != "segmentation" and (labels or ignore):
         raise InvalidConfigError("--labels and --ignore are about masks; add --task segmentation.")
-    options = [o for p in context.command.params for o in p.opts]
-    # Wrong words are told before any image is looked at; which recipe it will be depends on the images.
-    typed = parse_overrides(context.args, json.loads(to_json(FinetuneConfig())), options)
+    _typed(context)  # Wrong words are told before any image is looked at.
     tasks = _read(data, val or [], task, images or 0, labels, ignore or [], skip_unreadable)
-    chosen = recipe or protocol(task, tune or "predictor", head, len(tasks))
-    if recipe is None and sum(len(t.train) for t in tasks) < LARGE:
-        chosen += "-small"
-    fields: dict[str, Any] = json.loads(to_json(find_recipe(chosen, len(tasks))))
-    plain = {
-        "task": task, "tune": tune, "head": head, "init": init, "steps": steps, "batch_size": batch_size,
-        "seed": seed, "device": device, "images": images, "log_every": log_every,
-        "checkpoint_every": checkpoint_every, "monitor_every": eval_every, "ignore": ignore or None,
-    }  # fmt: skip
-    overrides: dict[str, Any] = {k: v for k, v in plain.items() if v is not None} | typed
-    if "steps" in overrides:
-        overrides["epochs"] = 0.0
-    elif not overrides.get("epochs", 1):
-        raise InvalidConfigError("--epochs 0 leaves the length to --steps: give that too.")
-    for name, value in overrides.items():
-        set_dotted(fields, name, value)
-    config = from_dict(FinetuneConfig, fields)
+    chosen, config = configured(context, len(tasks), sum(len(t.train) for t in tasks))
     command = _command(context)
     plan = Finetuning(
         model=model, tasks=tasks, out=out, cache=cache, command=command, license=terms or "unspecified"
@@ -146,6 +135,46 @@ def finetune_command(
         print_json(result.to_dict())
     else:
         _print(result, str(out))
+
+
+def configured(context: typer.Context, tasks: int, images: int) -> tuple[str, FinetuneConfig]:
+    """The recipe that a command line chooses, and the configuration that it makes of it.
+
+    Args:
+        context: of the command, parsed.
+        tasks: how many there are.
+        images: for training, of all tasks.
+    """
+    from iwm.fields import from_dict, to_json
+    from iwm.finetuning.config import FinetuneConfig
+    from iwm.finetuning.recipes import LARGE, find_recipe, protocol
+
+    options, typed = context.params, _typed(context)
+    chosen = options["recipe"]
+    if chosen is None:
+        chosen = protocol(options["task"], options["tune"] or "predictor", options["head"], tasks)
+        chosen += "-small" if images < LARGE else ""
+    fields: dict[str, Any] = json.loads(to_json(find_recipe(chosen, tasks)))
+    plain = {name: options[name] for name in _PLAIN} | {
+        "monitor_every": options["eval_every"], "ignore": list(options["ignore"] or []) or None
+    }  # fmt: skip
+    overrides: dict[str, Any] = {k: v for k, v in plain.items() if v is not None} | typed
+    if "steps" in overrides:
+        overrides["epochs"] = 0.0
+    elif not overrides.get("epochs", 1):
+        raise InvalidConfigError("--epochs 0 leaves the length to --steps: give that too.")
+    for name, value in overrides.items():
+        set_dotted(fields, name, value)
+    return chosen, from_dict(FinetuneConfig, fields)
+
+
+def _typed(context: typer.Context) -> dict[str, Any]:
+    """Fields that were named in full, such as `--optim.lr`."""
+    from iwm.fields import to_json
+    from iwm.finetuning.config import FinetuneConfig
+
+    options = [o for p in context.command.params for o in p.opts]
+    return parse_overrides(context.args, json.loads(to_json(FinetuneConfig())), options)
 
 
 def _read(

@@ -132,21 +132,11 @@ class RunFolder:
         return [{name: sitting.get(name) for name in differing} for sitting in self.sittings]
 
     def _check_same(self, config: RunConfig, free: frozenset[str]) -> None:
-        settings = read_run(self.path)
-        unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(config)})
-        if len(unknown) >= _ANOTHER_KIND:
-            raise InvalidConfigError(
-                f"{self.path} holds a run of another kind or version of iwm, with {', '.join(unknown)}; use another --out."
-            )
-        before = dotted(_with_defaults(settings, type(config)))
-        now = dotted(json.loads(to_json(config)))
-        changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        changed = [k for k in changed if k not in free]
+        changed = {k: said for k, said in changed_settings(self.path, config).items() if k not in free}
         if changed:
-            listed = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed)
             raise InvalidConfigError(
-                f"{self.path} holds a run with other settings: {listed}. Use the old ones, or another --out"
-                f"{', or --resume to go on with the new ones' if RESUME_FIELDS.issuperset(changed) else ''}."
+                f"{self.path} holds a run with other settings: {'; '.join(changed.values())}. Use the old ones, or "
+                f"another --out{', or --resume to go on with the new ones' if RESUME_FIELDS.issuperset(changed) else ''}."
             )
 
     def log(self, record: dict[str, Any]) -> None:
@@ -229,6 +219,25 @@ def read_run(path: Path) -> dict[str, Any]:
 def _resumable(settings: dict[str, Any]) -> dict[str, Any]:
     """`RESUME_FIELDS` of a run's settings."""
     return {name: value for name, value in sorted(dotted(settings).items()) if name in RESUME_FIELDS}
+
+
+def changed_settings(path: Path, config: RunConfig) -> dict[str, str]:
+    """Fields that differ between the run in a folder and a configuration, each with both values in words.
+
+    Raises:
+        InvalidDataError: the run's settings cannot be read.
+        InvalidConfigError: it is a run of another kind.
+    """
+    settings = read_run(path)
+    unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(config)})
+    if len(unknown) >= _ANOTHER_KIND:
+        raise InvalidConfigError(
+            f"{path} holds a run of another kind or version of iwm, with {', '.join(unknown)}; use another --out."
+        )
+    before = dotted(_with_defaults(settings, type(config)))
+    now = dotted(json.loads(to_json(config)))
+    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    return {k: f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed}
 
 
 def _with_defaults(settings: dict[str, Any], kind: type[RunConfig]) -> dict[str, Any]:

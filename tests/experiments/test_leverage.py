@@ -14,6 +14,7 @@ from hub_files import model_files
 from labelled_files import write_class_folder, write_segmentation_folder
 
 from iwm.evaluation.segmentation import Confusion, segmentation_scores
+from iwm.fields import to_json
 from iwm.finetuning.folders import read_task
 from iwm.finetuning.measure import measure
 
@@ -161,6 +162,39 @@ def test_runs_are_done_once_and_those_of_another_command_refused(leverage, monke
     with pytest.raises(SystemExit, match="a command that it does not name"):
         leverage.run_all(options, study)
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("kind", ["finetune", "probe"])
+def test_runs_with_what_a_recipe_was_before_are_refused(leverage, monkeypatch, data_sets, options, kind):
+    options.seeds = 1
+    words = ("--epochs", "20", "--tune", "encoder") if kind == "finetune" else ("--head", "linear")
+    study = _study(leverage, rows=(leverage.Row("a", words, kind=kind),))
+    job = leverage.make_job(options, study, study.rows[0], study.data[0], 0)
+    kept = job.folder / "run.json"
+
+    def call(words, threads):
+        result = {"accuracy": 0.5, "train_images": 10}
+        if kind == "finetune":  # As `iwm finetune` leaves them.
+            kept.write_text(to_json(leverage.configuration(job, 10)))
+            (job.folder / "result.json").write_text(json.dumps(result))
+        return json.dumps(result)
+
+    monkeypatch.setattr(leverage, "call", call)
+    leverage.run_all(options, study)
+    monkeypatch.setattr(leverage, "call", lambda *_: pytest.fail("it was done"))
+    settings = json.loads(kept.read_text())
+    assert settings["seed"] == 0
+    kept.write_text(json.dumps(settings | {"device": "cuda", "log_every": 7}))
+    leverage.run_all(options, study)
+    lr = settings["optim"]["lr"]
+    kept.write_text(json.dumps(settings | {"optim": settings["optim"] | {"lr": 0.25}}))
+    with pytest.raises(
+        SystemExit, match=rf"optim.lr was 0.25, now {lr}.\nTake another --out, or remove that folder"
+    ):
+        leverage.run_all(options, study)
+    kept.unlink()
+    with pytest.raises(SystemExit, match=r"run.json cannot be read(.|\n)*--out, or remove"):
+        leverage.run_all(options, study)
 
 
 def test_a_multitask_run_without_its_baselines_goes_on(leverage, monkeypatch, data_sets, options):
