@@ -129,6 +129,9 @@ def probe_command(
     config = probe_config("linear" if head == "linear" else "attentive", seed, batch_norm=batch_norm)
     config = config.replace(epochs=epochs or config.epochs)
     report = probe(world_model, data, config, marginalise=marginalise, cache=cache)
+    if report is None:
+        console.print("Stopped; nothing was measured. The same command starts again.")
+        raise typer.Exit(130)
     if answers is not None:
         write_text(answers, json.dumps(_answers(report, data), indent=1) + "\n")
     words = ["iwm", "eval", "probe", "--model", model, "--train", data.train.root]

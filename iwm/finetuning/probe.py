@@ -90,7 +90,7 @@ def probe(
     *,
     marginalise: int = 0,
     cache: Path | None = None,
-) -> ProbeReport:
+) -> ProbeReport | None:
     """Train a head on cached latents and measure it.
 
     Args:
@@ -99,6 +99,9 @@ def probe(
         config: of a run that tunes nothing but the head, see `probe_config`.
         marginalise: average every latent over so many predictions [appendix H].
         cache: folder of kept latents; None keeps none.
+
+    Returns:
+        What was measured; None after an interruption of the training.
     """
     config = config.resolved(len(data.train)).replace(monitor_every=0)
     device = model.device
@@ -110,7 +113,8 @@ def probe(
         source = TaskSource(LatentDataset(kept, len(data.train)), [len(data.train)], config, listing([data]))
         task = FinetuneTask(config, model, adapter, data.train.classes, [len(data.train)]).to(device)
         run = RunFolder(Path(scratch) / "run", config, resume=False)
-        train(task, source, config, run, lambda done, seconds: None, World(device))
+        if not train(task, source, config, run, lambda done, seconds: None, World(device)):
+            return None
     logits = _logits(model, task, data, config, marginalise)
     report = ClassificationReport.of(logits, data.val.classes)
     described = model.config.replace(adapters={data.name: adapter.config}, decoder=None)

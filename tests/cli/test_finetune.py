@@ -3,6 +3,10 @@
 import json
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from labelled_files import write_class_folder, write_segmentation_folder
@@ -186,6 +190,30 @@ def test_a_probe_keeps_nothing_and_repeats_itself(command, model_folder, labelle
     printed = command(*words).words
     assert "linear probe without batch norm on encodings: accuracy" in printed
     assert f"finetuned {first['cost']['trained']:,} parameters" in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_probe_that_is_stopped_reports_nothing(environment, model_folder, labelled, tmp_path, number):
+    scratch, said = tmp_path / "scratch", tmp_path / "answers.json"
+    scratch.mkdir()
+    words = ["eval", "probe", "--model", model_folder, "--train", labelled, "--head", "linear", "--json"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "iwm", *map(str, words), "--epochs", "10000000", "--answers", str(said)],
+        env=environment | {"TMPDIR": str(scratch)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while (
+        not list(scratch.glob("*/run/metrics.jsonl")) and child.poll() is None and time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    child.send_signal(number)
+    printed, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert printed == "Stopped; nothing was measured. The same command starts again.\n"
+    assert "Traceback" not in errors
+    assert not said.exists()
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_probe_says_whether_it_has_a_batch_norm(finetuned, command, model_folder, labelled):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -195,6 +196,16 @@ def test_runs_with_what_a_recipe_was_before_are_refused(leverage, monkeypatch, d
     kept.unlink()
     with pytest.raises(SystemExit, match=r"run.json cannot be read(.|\n)*--out, or remove"):
         leverage.run_all(options, study)
+
+
+def test_a_command_that_was_stopped_leaves_no_result(leverage, monkeypatch, data_sets, options):
+    """An `iwm eval probe` whose signal came from elsewhere."""
+    study = _study(leverage, rows=(leverage.Row("a", (), kind="probe"),))
+    stopped = subprocess.CompletedProcess([], 130, stdout="Stopped", stderr="")
+    monkeypatch.setattr(leverage.subprocess, "run", lambda *_, **settings: stopped)
+    with pytest.raises(SystemExit, match="ended with 130"):
+        leverage.run_all(options, study)
+    assert not list(Path("out").rglob("result.json"))
 
 
 def test_a_multitask_run_without_its_baselines_goes_on(leverage, monkeypatch, data_sets, options):
