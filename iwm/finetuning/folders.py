@@ -22,7 +22,9 @@ from iwm.images import file_list_hash, spread
 
 log = logging.getLogger(__name__)
 
-_TRAIN_NAMES, _VAL_NAMES = ("train", "training"), ("val", "validation")
+_TRAIN_NAMES, _VAL_NAMES = ("train", "training"), ("val", "valid", "validation")
+_SPLITS = (*_TRAIN_NAMES, *_VAL_NAMES, "test")
+"""Names of folders, in any case of letters."""
 _NAMED = 20
 """Images that cannot be read and are named one by one; of more the number is told."""
 _HELD_OUT = 10
@@ -119,13 +121,18 @@ def read_task(
         workers: threads that look at the files.
 
     Raises:
-        InvalidDataError: no such folder, a class without images, a single class, images that
-            cannot be read, masks that do not fit, labels that `train` does not have.
+        InvalidDataError: no such folder, one of splits, a class without images, a single class, images
+            that cannot be read, masks that do not fit, labels that `train` does not have.
     """
     name, folder = parse_data(data)
     named = (folder,) if val is None else (folder, val)
     folder, beside = _train_and_val(folder)
     val = beside if val is None else _validation(val)
+    # Only a command whose option is --train gives a path.
+    options = ("--train ", "--val ") if isinstance(data, Path) else (f"--data {name}=", f"--val {name}=")
+    _require_no_splits(folder, *options)
+    if val is not None:
+        _require_no_splits(val, options[1])
 
     def read(place: Path) -> tuple[Split, tuple[str, ...]]:
         if segmentation:
@@ -188,6 +195,7 @@ def read_split(
         InvalidDataError: as `read_task`, or labels that the task does not have.
     """
     place = folder if held_out else _validation(folder)
+    _require_no_splits(place, "--data ")
     split, own = _segmentation(place, labels, ignore) if segmentation else _classification(place)
     if segmentation:
         if own != names:
@@ -213,7 +221,7 @@ def parse_data(data: str | Path) -> tuple[str, Path]:
     if equals:
         name = written
     else:
-        parts = [p for p in folder.absolute().parts if p.lower() not in (*_TRAIN_NAMES, *_VAL_NAMES, "test")]
+        parts = [p for p in folder.absolute().parts if p.lower() not in _SPLITS]
         name = re.sub(r"[^a-z0-9_-]", "-", parts[-1].lower()).lstrip("_-")[:64] or "task"
     if re.fullmatch(TASK_NAME, name) is None:
         raise InvalidConfigError(
@@ -295,8 +303,7 @@ def _train_and_val(folder: Path) -> tuple[Path, Path | None]:
     if both:
         return both
     if folder.name.lower() in _TRAIN_NAMES:
-        beside = next((folder.parent / n for n in _VAL_NAMES if (folder.parent / n).is_dir()), None)
-        return folder, beside
+        return folder, _subfolder(folder.parent, _VAL_NAMES)
     return folder, None
 
 
@@ -308,9 +315,28 @@ def _validation(folder: Path) -> Path:
 
 def _inside(folder: Path) -> tuple[Path, Path] | None:
     """The folders `train` and `val` of a folder that has both."""
-    train = next((folder / n for n in _TRAIN_NAMES if (folder / n).is_dir()), None)
-    val = next((folder / n for n in _VAL_NAMES if (folder / n).is_dir()), None)
+    train, val = _subfolder(folder, _TRAIN_NAMES), _subfolder(folder, _VAL_NAMES)
     return (train, val) if train and val else None
+
+
+def _subfolder(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of some names that a folder has a subfolder of, in any case of letters."""
+    found = {p.name.lower(): p for p in sorted(folder.glob("*")) if p.name.lower() in names and p.is_dir()}
+    return next((found[name] for name in names if name in found), None)
+
+
+def _require_no_splits(folder: Path, *options: str) -> None:
+    """Raise `InvalidDataError` where the subfolders of a folder are splits.
+
+    Args:
+        folder: where classes, or images and masks, are expected.
+        options: what is to be written before the splits, the last of them last.
+    """
+    inside = [p.name for p in folder.glob("*") if not p.name.startswith(".") and p.is_dir()]
+    if inside and all(name.lower() in _SPLITS for name in inside):
+        splits = sorted(inside, key=lambda name: _SPLITS.index(name.lower()))[-len(options) :]
+        typed = " ".join(f"{option}{folder / name}" for option, name in zip(options, splits, strict=False))
+        raise InvalidDataError(f"{folder} holds splits, not classes; write {typed}.")
 
 
 def _classification(folder: Path) -> tuple[Split, tuple[str, ...]]:

@@ -70,6 +70,47 @@ def test_a_folder_with_train_and_val_does_so_beside_another_validation_set(colou
     assert read_split(colours, data.labels).root == colours / "val"
 
 
+@pytest.mark.parametrize(
+    ("train", "val"), [("train", "valid"), ("Train", "Val"), ("TRAINING", "Validation"), ("train", "VALID")]
+)
+def test_splits_have_several_names(colours, tmp_path, train, val):
+    root = tmp_path / "colours"
+    shutil.copytree(colours / "train", root / train)
+    shutil.copytree(colours / "val", root / val)
+    write_class_folder(root / "test", count=1)
+    for data in (read_task(str(root)), read_task(str(root / train))):
+        assert (data.name, data.labels) == ("colours", ("blue", "red"))
+        assert (data.train.root, data.val.root) == (root / train, root / val)
+    assert read_split(root, ("blue", "red")).root == root / val
+    assert parse_data(str(root / val))[0] == "colours"
+
+
+def test_splits_are_not_taken_for_classes(colours, scenes, tmp_path):
+    root = tmp_path / "pets"
+    shutil.copytree(colours, root)
+    (root / "val").rename(root / "Test")
+    (root / ".thumbs").mkdir()
+    with pytest.raises(InvalidDataError) as caught:
+        read_task(f"animals={root}")
+    assert str(caught.value) == (
+        f"{root} holds splits, not classes; write --data animals={root}/train --val animals={root}/Test."
+    )
+    assert len(read_task(f"animals={root}/train", root / "Test").val) == 8
+    with pytest.raises(InvalidDataError, match=f"; write --train {root}/train --val {root}/Test"):
+        read_task(root)  # As `iwm eval probe` does.
+    with pytest.raises(InvalidDataError, match=f"; write --val colours={root}/Test"):
+        read_task(f"colours={colours}", root)
+    for held_out in (False, True):
+        with pytest.raises(InvalidDataError, match=f"; write --data {root}/Test"):
+            read_split(root, ("blue", "red"), held_out=held_out)
+    shutil.rmtree(root / "Test")
+    with pytest.raises(InvalidDataError, match=f"; write --data pets={root}/train"):
+        read_task(str(root))
+    shutil.copytree(scenes / "train", tmp_path / "roads" / "train")
+    with pytest.raises(InvalidDataError, match="holds splits, not classes"):
+        read_task(str(tmp_path / "roads"), segmentation=True)
+
+
 def test_a_run_stays_out_of_the_folders_that_were_named(colours, folder, tmp_path):
     data = [read_task(colours / "train", colours / "val"), read_task(folder)]
     for place in (colours / "train", colours / "val" / "x", folder / "cat", folder / ".." / "pets"):
