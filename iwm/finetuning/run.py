@@ -16,7 +16,7 @@ from iwm.config import AdapterConfig, PredictorConfig, TaskConfig, WorldModelCon
 from iwm.device import machine, resolve_device
 from iwm.encoder import set_drop_path
 from iwm.errors import InvalidConfigError
-from iwm.fields import to_json
+from iwm.fields import Json, to_json
 from iwm.files import write_text
 from iwm.finetuning.accounting import cost
 from iwm.finetuning.cache import LatentDataset, cached_latents
@@ -164,7 +164,9 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
             recipe=json.loads(to_json(config)) | {"command": plan.command},
         )  # fmt: skip
         tuned = config.tune if config.tune in ("encoder", "all") else base.tuned
-        return base.replace(adapters={plan.adapter: described}, decoder=None, tuned=tuned)
+        return base.replace(
+            adapters={plan.adapter: described}, decoder=None, tuned=tuned, metrics=_kept_metrics(config, base)
+        )
 
     def export(done: int, seconds: float) -> None:
         """Write the model folder, with the weights of the best validation so far."""
@@ -179,6 +181,17 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
     if not train(task, source, config, run, export, world) or not world.is_main:
         return None
     return _report(config, plan, trained)
+
+
+def _kept_metrics(config: FinetuneConfig, base: WorldModelConfig) -> Json:
+    """Scores of the base model that what comes out has too: none of another encoder, none of a decoder."""
+    if config.tunes_encoder or config.branch == "student":
+        return {}
+    return {
+        name: metric
+        for name, metric in base.metrics.items()
+        if not (isinstance(metric, dict) and "predicted" in metric)
+    }
 
 
 def make_adapter(config: FinetuneConfig, model: WorldModel, tasks: Sequence[TaskData]) -> Adapter:

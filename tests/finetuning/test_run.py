@@ -194,6 +194,30 @@ def test_the_student_is_built_on_where_asked_for(run, base, tiny_config, make_co
     assert made.config.adapters["colours"].space == made.space
 
 
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"tune": "none"}, ["apply-mrr", "knn"]),
+        ({"tune": "predictor"}, ["apply-mrr", "knn"]),
+        ({"tune": "predictor", "branch": "student"}, []),
+        ({"tune": "encoder", "head": "linear"}, []),
+        ({"tune": "all"}, []),
+    ],
+    ids=lambda v: "-".join(v.values()) if isinstance(v, dict) else None,
+)
+def test_scores_are_kept_of_what_is_still_the_same(run, base, make_config, changes, kept):
+    """The base's decoder is left out in any case."""
+    metrics = {
+        "apply-mrr": {"overall": {"mrr": 0.9}},
+        "knn": {"accuracy": 0.4},
+        "decoder-100x8": {"predicted": {"ssim": 0.8}, "encoded": {"ssim": 0.9}},
+    }
+    model = iwm.load(str(base))
+    save_model(base, model.config.replace(metrics=metrics), model, student=model.encoder)
+    _, folder = run(make_config(steps=1, **changes))
+    assert list(read_config(folder).metrics) == kept
+
+
 def test_the_best_validation_is_what_is_kept(run, make_config, monkeypatch):
     from iwm.finetuning import run as module
 
