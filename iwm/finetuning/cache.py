@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def cached_latents(
         log.warning("%s is damaged; its latents are computed anew", path)
     with atomic_write(path) as temporary:
         tokens = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        _take_room(temporary)
         dataset = CropDataset(paths, model.config.preprocess, config)
         batches = [keys[i : i + _BATCH] for i in range(0, len(keys), _BATCH)]
         loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.data.workers)
@@ -105,6 +107,19 @@ def cached_latents(
         del tokens
     log.info("kept the latents of %d views in %s", len(keys), path)
     return path
+
+
+def _take_room(path: Path) -> None:
+    """Have the disk keep all that a new file is said to hold.
+
+    It is sparse: writing into its map on a full disk would kill the process.
+
+    Raises:
+        OSError: there is not enough room.
+    """
+    if hasattr(os, "posix_fallocate"):  # Not on macOS and Windows.
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 def _holds(path: Path, shape: tuple[int, ...]) -> bool:

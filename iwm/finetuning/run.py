@@ -17,7 +17,7 @@ from iwm.device import machine, resolve_device
 from iwm.encoder import set_drop_path
 from iwm.errors import InvalidConfigError
 from iwm.fields import Json, to_json
-from iwm.files import write_text
+from iwm.files import remove_unfinished, write_text
 from iwm.finetuning.accounting import cost
 from iwm.finetuning.cache import LatentDataset, cached_latents
 from iwm.finetuning.config import FinetuneConfig
@@ -137,7 +137,7 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
     torch.manual_seed(config.seed)
     adapter = make_adapter(config, model, plan.tasks).to(world.device)
     images = f"{listing(plan.tasks)}, of {', '.join(plan.names)} on the encoder {model.space}"
-    source = _source(config, plan, model, images, world)
+    source = _source(config, plan, model, images, world, run)
     task = FinetuneTask(
         config, model, adapter,
         classes=[c for t in plan.tasks for c in t.train.classes],
@@ -232,7 +232,7 @@ def make_adapter(config: FinetuneConfig, model: WorldModel, tasks: Sequence[Task
 
 
 def _source(
-    config: FinetuneConfig, plan: Finetuning, model: WorldModel, images: str, world: World
+    config: FinetuneConfig, plan: Finetuning, model: WorldModel, images: str, world: World, run: RunFolder
 ) -> TaskSource:
     lengths = [len(task.train) for task in plan.tasks]
     if not config.cache_views:
@@ -240,7 +240,10 @@ def _source(
     paths = [path for task in plan.tasks for path in task.train.images]
     folder = plan.cache or plan.out / "cache"
     if world.is_main:
-        cached_latents(model, paths, config, folder)
+        with run.alone():
+            if plan.cache is None:  # Into another folder, somebody else may be writing now.
+                remove_unfinished(folder)
+            cached_latents(model, paths, config, folder)
     world.wait()
     kept = LatentDataset(cached_latents(model, paths, config, folder), len(paths))
     # Reading is faster than handing from process to process.

@@ -1,5 +1,6 @@
 """Kept latents: the same as encoding again, made once, under another name for anything else."""
 
+import errno
 import logging
 import os
 
@@ -9,6 +10,7 @@ import torch
 
 from iwm.actions import draw_photometry
 from iwm.encoder import normalize_tokens
+from iwm.errors import SaveError
 from iwm.evaluation.marginal import marginalised
 from iwm.finetuning.cache import LatentDataset, cached_latents, encode_views
 from iwm.finetuning.config import AugmentConfig
@@ -78,6 +80,24 @@ def test_a_file_that_was_cut_off_is_not_there(model, paths, make_config, tmp_pat
             cached_latents(model, paths, make_config(cache_views=1), tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert cached_latents(model, paths, make_config(cache_views=1), tmp_path).is_file()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this platform cannot reserve room on a disk")
+def test_a_full_disk_is_said_before_anything_is_encoded(model, paths, make_config, tmp_path, monkeypatch):
+    asked = []
+
+    def full(file, start, size):
+        asked.append((start, size, os.fstat(file).st_size))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr("iwm.finetuning.cache.encode_views", lambda *_: pytest.fail("it was encoded"))
+    with pytest.raises(SaveError, match="No space left"):
+        cached_latents(model, paths, make_config(cache_views=2), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    ((start, size, whole),) = asked
+    assert (start, size) == (0, whole)
+    assert whole > 2 * len(paths) * 16 * 48 * 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "words", "shape", "kind"])

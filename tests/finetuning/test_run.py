@@ -20,6 +20,7 @@ from iwm.finetuning.config import AugmentConfig, FinetuneConfig
 from iwm.finetuning.folders import read_task
 from iwm.finetuning.run import Finetuning, finetune, finetune_alone
 from iwm.training.config import OptimConfig
+from iwm.training.run_folder import RunFolder
 from iwm.world_model import WorldModel
 
 TIMING = {"images_per_second", "data_wait", "memory_mb"}
@@ -192,6 +193,21 @@ def test_the_student_is_built_on_where_asked_for(run, base, tiny_config, make_co
     made = iwm.load(str(folder), task="colours")
     assert made.space == spaces["student"] != spaces["teacher"]
     assert made.config.adapters["colours"].space == made.space
+
+
+def test_latents_that_a_kill_left_unfinished_are_removed_from_the_run_alone(run, make_config, tmp_path):
+    config = make_config(steps=1, tune="none", cache_views=1)
+    left = [tmp_path / folder / ".latents-0.npy.abcdefgh.tmp" for folder in ("run/cache", "shared")]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    run(config)
+    run(config, "other", cache=tmp_path / "shared")
+    assert [path.exists() for path in left] == [False, True]
+    with RunFolder(tmp_path / "busy", config, resume=False).alone():
+        with pytest.raises(InvalidConfigError, match="Another process is training into"):
+            run(config, "busy")
+        assert not (tmp_path / "busy" / "cache").exists()
 
 
 @pytest.mark.parametrize(
