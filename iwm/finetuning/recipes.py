@@ -10,6 +10,7 @@ Overrides from the command line are typed and dotted, e.g. `--optim.lr 5e-4`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from iwm.errors import UnknownModelError, nearest
@@ -215,7 +216,11 @@ def multitask_end_to_end_small() -> FinetuneConfig:
 
 
 def _several(config: FinetuneConfig) -> FinetuneConfig:
-    return config.replace(epochs=0.0, steps=50 * _IMAGENET // 512, batch_size=512, monitor_every=5000)
+    """Half as long, with as many epochs of warmup."""
+    optim = replace(config.optim, warmup=2 * config.optim.warmup)
+    return config.replace(
+        epochs=0.0, steps=50 * _IMAGENET // 512, batch_size=512, monitor_every=5000, optim=optim
+    )
 
 
 def _several_small(config: FinetuneConfig) -> FinetuneConfig:

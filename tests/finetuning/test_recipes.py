@@ -1,5 +1,7 @@
 """The paper's hyperparameters, and which recipe goes with what is asked for."""
 
+from dataclasses import replace
+
 import pytest
 
 from iwm.errors import UnknownModelError
@@ -58,7 +60,10 @@ def test_segmentation_and_multitask_are_the_papers():
     )
     assert (segmentation.optim.schedule, segmentation.head) == ("linear", "upernet")
     assert find_recipe("multitask", tasks=4).batch_size == 2048
-    assert find_recipe("multitask").steps * 512 == pytest.approx(50 * 1_281_167, rel=1e-4)
+    for name in ("multitask", "multitask-encoder", "multitask-end-to-end"):
+        several = find_recipe(name)
+        epochs = several.steps * several.batch_size / 1_281_167
+        assert (epochs, several.optim.warmup * epochs) == pytest.approx((50, 5), rel=1e-4)
 
 
 def test_every_protocol_has_a_small_twin():
@@ -107,7 +112,10 @@ def test_several_tasks_have_the_rates_of_what_is_tuned(tune, alone):
         length = {
             name: getattr(multitask, name) for name in ("steps", "epochs", "batch_size", "monitor_every")
         }
-        assert several == one.replace(**length)
+        assert several == one.replace(**length, optim=several.optim)
+        assert several.optim == replace(
+            one.optim, warmup=0.1
+        )  # 5 epochs of 50, or a tenth of the small ones.
 
 
 def test_a_batch_is_rounded_down_to_the_number_of_tasks():
