@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -92,7 +93,8 @@ def joined(device: str) -> Iterator[World]:
     here = resolve_device(device)
     if here.type == "cuda":
         torch.cuda.set_device(here)
-    dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
+    # Rank 0 encodes and validates alone meanwhile, longer than the 10 or 30 minutes of the backends.
+    dist.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield World(here, dist.get_rank(), size)
     finally:
