@@ -156,7 +156,9 @@ def segmentation() -> FinetuneConfig:
     P: 160,000 iterations, learning rate 1e-5, 2e-5 or 3e-5, the best of them, linear decay,
     weight decay 0.01; the resolution of pretraining in training, the image's own in use. J: batch
     16, 1,500 iterations of warmup, random scale of 0.5 to 2, crop and flip. O: one learning rate
-    for all parts. `--tune encoder` and `--tune all` are the paper's other two columns.
+    for all parts, each of the four layers one level of the pyramid (the paper concatenates them),
+    no distortion of colours, no auxiliary head. `--tune encoder` and `--tune all` are the paper's
+    other two columns.
 
     Command: `iwm finetune --task segmentation --recipe segmentation --data ADE20K --out DIR`.
     """
