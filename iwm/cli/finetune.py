@@ -116,6 +116,11 @@ def finetune_command(
     _typed(context)  # Wrong words are told before any image is looked at.
     tasks = _read(data, val or [], task, images or 0, labels, ignore or [], skip_unreadable)
     chosen, config = configured(context, len(tasks), sum(len(t.train) for t in tasks))
+    if single_task_baseline and config.patience:
+        raise InvalidConfigError(
+            "--patience may end the joint run before its schedule does, and each task alone would then be trained on "
+            "a schedule that ends there: another comparison. Leave out --patience, or --single-task-baseline."
+        )
     command = _command(context)
     plan = Finetuning(
         model=model, tasks=tasks, out=out, cache=cache, command=command, license=terms or "unspecified"

@@ -98,6 +98,12 @@ def test_tasks_are_measured_beside_each_alone(finetuned, labelled):
     assert all(t["single"] is not None for t in result["tasks"])
 
 
+def test_tasks_alone_are_not_trained_on_another_schedule(finetuned, labelled):
+    outcome, folder = finetuned("--data", f"again={labelled}", "--single-task-baseline", "--patience", "2")
+    assert "Leave out --patience, or --single-task-baseline" in outcome.error
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("tune", ["encoder", "all", "none"])
 def test_three_tasks_are_tuned_any_way_by_their_own_recipe(finetuned, labelled, tune):
     words = ("--batch-size", "6", "--data", f"b={labelled}", "--data", f"c={labelled}")
