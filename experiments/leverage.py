@@ -196,6 +196,9 @@ def make_job(options: argparse.Namespace, study: Study, row: Row, data: tuple[st
     else:
         words = ["finetune", "--model", model, *(w for name in data for w in ("--data", f"{name}={name}"))]
         words += ["--out", str(folder), *own]
+        words += (
+            ["--cache", str(options.out / "cache")] if "--centre" in own else []
+        )  # Of one view, for all seeds.
         words += ["--labels", str(camvid_labels(options.out))] if study.segments else []
     return Job(tuple(words), folder, space(model, "student" in row.options))
 

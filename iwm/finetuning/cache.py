@@ -147,15 +147,16 @@ def encode_views(
 def _fingerprint(model: WorldModel, paths: Sequence[Path], config: FinetuneConfig, marginalise: int) -> str:
     data: dict[str, Any] = json.loads(to_json(config.data))
     del data["workers"]
+    drawn = bool(marginalise or config.augment.rand_augment or config.augment.photometry)
     depends_on = {
         "space": model.space,
         "preprocess": json.loads(to_json(model.config.preprocess)),
         "distribution": json.loads(to_json(model.config.actions.distribution)),
-        "data": data,
+        "data": {} if config.centre else data,
         "augment": [config.augment.rand_augment, config.augment.photometry],
         "centre": config.centre,
         "views": max(config.cache_views, 1),
-        "seed": config.seed,
+        "seed": config.seed if drawn or not config.centre else None,
         "marginalise": [marginalise, _state_of(model)] if marginalise else [],
         "precision": precision_on(model.device, config.precision),
         "files": [[str(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns] for p in paths],

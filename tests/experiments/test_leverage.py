@@ -113,6 +113,14 @@ def test_rows_of_one_command_share_a_run(leverage, data_sets, options):
     assert len(set(folders("spectrum").values())) == len(spectrum)
 
 
+def test_seeds_of_a_centre_view_share_its_latents(leverage, data_sets, options):
+    study = leverage.STUDIES["spectrum"]
+    for row in study.rows:
+        words = [leverage.make_job(options, study, row, study.data[0], seed).words for seed in range(2)]
+        places = [w[w.index("--cache") + 1] if "--cache" in w else None for w in words]
+        assert places == ([str(Path("out/cache"))] * 2 if "--centre" in row.options else [None] * 2)
+
+
 def test_a_model_that_a_row_needs_is_asked_for_before_the_first_run(
     leverage, monkeypatch, data_sets, options
 ):

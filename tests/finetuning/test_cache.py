@@ -70,6 +70,24 @@ def test_a_file_is_made_once_and_for_exactly_one_case(model, tiny_config, paths,
     assert cached_latents(model, paths, config, tmp_path) not in {path, *others}
 
 
+def test_a_centre_view_has_one_file_whatever_does_not_touch_it(model, paths, make_config, tmp_path):
+    config = make_config(cache_views=1, centre=True)
+    path = cached_latents(model, paths, config, tmp_path)
+    elsewhere = config.replace(
+        seed=3, data=DataConfig(workers=0, crop_scale=(0.5, 1.0), flip=0.0, on_unreadable="fail")
+    )
+    assert cached_latents(model, paths, elsewhere, tmp_path) == path
+    for augment in (AugmentConfig(photometry=True), AugmentConfig(rand_augment="rand-m9")):
+        one, other = (
+            np.load(cached_latents(model, paths, c.replace(augment=augment), tmp_path))
+            for c in (config, elsewhere)
+        )
+        assert not np.array_equal(one, other)
+    averages = {cached_latents(model, paths, c, tmp_path, marginalise=1) for c in (config, elsewhere)}
+    assert len(averages) == 2
+    assert len(list(tmp_path.iterdir())) == 7
+
+
 def test_a_file_that_was_cut_off_is_not_there(model, paths, make_config, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("power cut")
