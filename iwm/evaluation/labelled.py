@@ -92,8 +92,11 @@ def read_segmentation_folder(
     missing = [p for p, mask in zip(images, masks, strict=True) if not mask.is_file()]
     if missing:
         raise InvalidDataError(f"{_counted(missing)} without a mask; expected masks/{missing[0].stem}.png.")
-    names = read_labels(_find_labels(folder) if labels is None else labels)
+    file = _find_labels(folder) if labels is None else labels
+    names = read_labels(file)
     kept = [name for name in names if name != VOID]
+    if not kept:
+        raise InvalidDataError(f"{file} names nothing but {VOID}; write the name of a class that counts.")
     numbers = [-1] * 256
     for number, name in enumerate(names):
         numbers[number] = IGNORED if name == VOID or number in ignore else kept.index(name)

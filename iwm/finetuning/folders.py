@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from iwm.config import TASK_NAME
@@ -151,7 +152,10 @@ def read_task(
         held_out, val_names = read(val)
         held_out = _renumbered(held_out, val, val_names, names) if not segmentation else held_out
         if segmentation and val_names != names:
-            raise InvalidDataError(f"{val} has other labels than {folder}; give both the same labels.txt.")
+            raise InvalidDataError(
+                f"{val} has other labels than {folder}: {_parting(val_names, names)}; give both the same labels.txt, "
+                "or one with --labels."
+            )
     else:
         held_out, train = _hold_out(train)
         if not held_out.images or not train.images:
@@ -200,7 +204,8 @@ def read_split(
     if segmentation:
         if own != names:
             raise InvalidDataError(
-                f"{place} has the labels {', '.join(own[:5])}, the task {', '.join(names[:5])}."
+                f"{place} has other labels than the task: {_parting(own, names)}; name the file that the task was "
+                "trained with: --labels FILE."
             )
     else:
         split = _renumbered(split, place, own, names)
@@ -362,6 +367,13 @@ def _renumbered(split: Split, folder: Path, own: tuple[str, ...], names: tuple[s
             f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
         )
     return replace(split, classes=[names.index(own[c]) for c in split.classes])
+
+
+def _parting(own: Sequence[str], others: Sequence[str]) -> str:
+    """The first difference between labels, in words."""
+    one, other = next(pair for pair in zip_longest(own, others) if pair[0] != pair[1])
+    words = [f'"{label}"' if label is not None else "none" for label in (one, other)]
+    return f"the first that differs is {words[0]} and not {words[1]}"
 
 
 def _hold_out(split: Split) -> tuple[Split, Split]:

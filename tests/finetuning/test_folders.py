@@ -247,6 +247,10 @@ def _twice(roads):
     (roads / "labels.txt").write_text("sky\nsky\n")
 
 
+def _void(roads):
+    (roads / "labels.txt").write_text("void\nvoid\n")
+
+
 def _gap(roads):
     (roads / "labels.txt").write_text("sky\n\nroad\n\n")
 
@@ -270,6 +274,7 @@ def _colours(roads):
         (_without_one, r"1 images \(2.png\) without a mask; expected masks/2.png"),
         (_without_labels, r"has no labels.txt; write one class name a line.*--labels"),
         (_twice, r'holds "sky" twice'),
+        (_void, "labels.txt names nothing but void; write the name of a class that counts"),
         (_gap, r"Line 2 of .*labels.txt is empty, where the name for number 1 .*write void"),
         (_colours, "has colours; it must hold one class number a pixel"),
     ],
@@ -278,3 +283,25 @@ def test_bad_segmentation_folders(roads, damage, words):
     damage(roads)
     with pytest.raises(InvalidDataError, match=words):
         read_task(str(roads), segmentation=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("abcdefh", '"h" and not "g"'),
+        ("abcdef", 'none and not "g"'),
+        ("abcdefgh", '"h" and not none'),
+        ("abcdegf", '"g" and not "f"'),
+    ],
+)
+def test_labels_that_differ_are_told_by_the_difference(roads, tmp_path, labels, words):
+    names, others = tmp_path / "names.txt", tmp_path / "others.txt"
+    names.write_text("\n".join("abcdefg"))
+    others.write_text("\n".join(labels))
+    assert len(read_split(roads, tuple("abcdefg"), segmentation=True, labels=names)) == 4
+    with pytest.raises(InvalidDataError, match=f"the first that differs is {words}; .*--labels FILE"):
+        read_split(roads, tuple("abcdefg"), segmentation=True, labels=others)
+    others.rename(write_segmentation_folder(tmp_path / "val") / "labels.txt")
+    names.rename(roads / "labels.txt")
+    with pytest.raises(InvalidDataError, match=f"other labels than {roads}: .* {words}; .*--labels"):
+        read_task(str(roads), tmp_path / "val", segmentation=True)
