@@ -174,13 +174,25 @@ def unreadable(images: Sequence[Path], workers: int = 4) -> list[InvalidImageErr
 
 
 def misfits(data: Segmented, workers: int = 4) -> list[InvalidImageError | None]:
-    """For every pair of image and mask what is wrong with it; None is nothing."""
+    """For every pair of image and mask what is wrong with it; None is nothing.
+
+    Raises:
+        InvalidDataError: not one pixel of all masks counts.
+    """
     masks = dict(zip(data.images, data.masks, strict=True))
+    counted: list[bool] = []
 
-    def check(path: Path) -> object:
-        return read_mask(masks[path], data.numbers, open_rgb(path).size)
+    def check(path: Path) -> None:
+        mask = read_mask(masks[path], data.numbers, open_rgb(path).size)
+        counted.append(bool((np.array(mask) != IGNORED).any()))
 
-    return _each(check, data.images, workers)
+    problems = _each(check, data.images, workers)
+    if counted and not any(counted):
+        raise InvalidDataError(
+            f"Not one pixel of the {len(counted)} masks in {data.masks[0].parent} counts: all are {VOID} in "
+            f"{LABELS_FILE}, or named with --ignore. Name a class, or ignore less."
+        )
+    return problems
 
 
 def _each(check: object, images: Sequence[Path], workers: int) -> list[InvalidImageError | None]:

@@ -227,6 +227,16 @@ def test_a_segmentation_folder(roads, scenes):
     assert ignoring.train.numbers[2] == ignoring.train.numbers[200] == 255
 
 
+def test_masks_of_which_nothing_counts_are_refused_before_training(roads):
+    with pytest.raises(InvalidDataError, match=f"Not one pixel of the 3 masks in {roads}/masks counts"):
+        read_task(str(roads), segmentation=True, ignore=(0, 1, 2))
+    with pytest.raises(InvalidDataError, match=r"of the 4 masks .* or named with --ignore"):
+        read_split(roads, ("sky", "road"), segmentation=True, ignore=(0, 2))
+    for path in sorted((roads / "masks").iterdir())[:3]:
+        Image.new("L", (48, 40), 1).save(path)  # Of one image alone nothing may count.
+    assert len(read_split(roads, ("sky", "road"), segmentation=True)) == 4
+
+
 def _mask(roads, size=(48, 40), value=0):
     Image.new("L", size, value).save(sorted((roads / "masks").iterdir())[0])
 
