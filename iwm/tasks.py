@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from iwm.world_model import WorldModel
 
 _CALLS: dict[TaskKind, str] = {"classification": "classify", "segmentation": "segment"}
+_COMMANDS: dict[TaskKind, str] = {"classification": "finetune", "segmentation": "segment"}
+"""Of `iwm eval`."""
 _CLASSES_AT_ONCE = 8
 """Brought to an image's own size together: all of 150 for a 12-megapixel image would take 7 GB."""
 
@@ -73,7 +75,8 @@ def find_task(
         found = config.tasks[task].kind
         if kind not in (None, found):
             raise UnknownTaskError(
-                f'"{task}" is a task of {found}; write model.{_CALLS[found]}(image, task="{task}").'
+                f'"{task}" is a task of {found}; write model.{_CALLS[found]}(image, task="{task}"), or '
+                f"iwm eval {_COMMANDS[found]} --task {task}."
             )
         return task
     known = [name for name, described in config.tasks.items() if kind in (None, described.kind)]

@@ -254,11 +254,11 @@ def test_what_task_is_meant(model, photo, tiny_config):
         (lambda: model.segment(photo, "zzz"), r'no task "zzz"\. Choose from: numbers, pets, street'),
         (
             lambda: model.classify(photo, "street"),
-            r'of segmentation; write model.segment\(image, task="street"\)',
+            r'of segmentation; write model.segment\(image, task="street"\), or iwm eval segment --task street\.',
         ),
         (
             lambda: model.segment(photo, "pets"),
-            r'of classification; write model.classify\(image, task="pets"\)',
+            r'of classification; write model.classify\(image, task="pets"\), or iwm eval finetune --task pets\.',
         ),
         (lambda: model.labels("nubmers"), 'Did you mean "numbers"'),
         (
