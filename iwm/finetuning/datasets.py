@@ -8,7 +8,8 @@ Segmentation puts the mask's classes behind the three colours, as a fourth chann
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class CropDataset(Dataset[Sample]):
             else:
                 image = cropped_image(path, key, self.preprocess.size, config)
         except InvalidImageError as error:  # It could be read when the run began.
-            raise InvalidDataError(f"{error} Mend it; the same command goes on.") from error
+            raise InvalidDataError(f"{str(error).rstrip('.')}. Mend it; the same command goes on.") from error
         if self.augment is not None:
             image = augment_image(image, self.augment, config.seed, key)
         return as_bytes(image), torch.tensor(epoch), torch.tensor(index)
@@ -97,7 +98,7 @@ class SegmentationDataset(Dataset[Sample]):
             image = open_rgb(self.split.images[index])
             mask = read_mask(self.split.masks[index], self.split.numbers, image.size)
         except InvalidImageError as error:
-            raise InvalidDataError(f"{error} Mend it; the same command goes on.") from error
+            raise InvalidDataError(f"{str(error).rstrip('.')}. Mend it; the same command goes on.") from error
         rng = np.random.default_rng((self.config.seed, *key, _SCALE_STREAM))
         pixels = joint_crop(image, mask, self.size, rng, self.config.data.flip)
         return pixels, torch.tensor(epoch), torch.tensor(index)
@@ -167,6 +168,20 @@ class SplitSampler(Sampler[list[SampleKey]]):
             ]
 
 
+@contextmanager
+def without_traceback() -> Iterator[None]:
+    """What a `DataLoader`'s worker says of bad data, in its own words; the loader adds where that was raised.
+
+    Raises:
+        InvalidDataError: one was raised in the block.
+    """
+    try:
+        yield
+    except InvalidDataError as error:
+        said = str(error).rpartition(f"{InvalidDataError.__name__}: ")[2].strip()
+        raise InvalidDataError(said) from error
+
+
 class TaskSource:
     """The batches of one or several tasks.
 
@@ -186,10 +201,14 @@ class TaskSource:
         self.listing = listing
         self.unreadable = self.enlarged = 0  # All were read before the run began.
 
-    def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Iterable[Batch]:
-        """See `iwm.training.data.Source`."""
+    def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Iterator[Batch]:
+        """See `iwm.training.data.Source`.
+
+        Raises:
+            InvalidDataError: an image, or a mask, cannot be read any more.
+        """
         workers = self.config.data.workers
-        return DataLoader(
+        loader = DataLoader(
             self.dataset,
             batch_sampler=SplitSampler(self.lengths, self.config, first_step, world.rank, world.size),
             num_workers=workers,
@@ -197,6 +216,8 @@ class TaskSource:
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=outlive_first_signal,
         )
+        with without_traceback():
+            yield from loader
 
     def state(self) -> None:
         """Nothing: the order is a function of (seed, step)."""

@@ -1,13 +1,17 @@
 """Views that replay, masks that follow their image, batches split evenly."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from iwm.config import PreprocessConfig
-from iwm.errors import InvalidConfigError
+from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.evaluation.labelled import IGNORED
+from iwm.finetuning.cache import cached_latents
 from iwm.finetuning.config import AugmentConfig
 from iwm.finetuning.datasets import (
     CropDataset,
@@ -23,6 +27,7 @@ from iwm.training.config import DataConfig
 from iwm.training.data import CropDataset as PretrainingCrops
 from iwm.training.data import StepSampler
 from iwm.training.distributed import World
+from iwm.world_model import WorldModel
 
 PREPROCESS = PreprocessConfig(size=32, resize=36)
 
@@ -55,6 +60,31 @@ def test_rand_augment_replays_in_worker_processes(colours, make_config):
     assert len(one) == 4
     for a, b in zip(one, two, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["image", "mask", "kept"])
+def test_a_file_that_breaks_is_named_in_one_sentence(
+    colours, scenes, tiny_config, make_config, tmp_path, kind, workers
+):
+    shutil.copytree(scenes if kind == "mask" else colours, tmp_path / "data")
+    data = read_task(str(tmp_path / "data"), segmentation=kind == "mask")
+    broken = (data.train.masks or data.train.images)[0]
+    broken.write_text("no image")
+    config = make_config(data=DataConfig(workers=workers), cache_views=int(kind == "kept"))
+    dataset = CropDataset(data.train.images, PREPROCESS, config)
+    if kind == "mask":
+        dataset = SegmentationDataset(data.train, 32, config)
+
+    def read():
+        if kind == "kept":
+            cached_latents(WorldModel(tiny_config()), data.train.images, config, tmp_path / "cache")
+        return list(TaskSource(dataset, [len(dataset)], config, "").batches(0, World(torch.device("cpu"))))
+
+    with pytest.raises(InvalidDataError) as caught:
+        read()
+    said = rf"Cannot read (the mask )?{broken}[^\n]*: [^\n]+[^.]\. Mend it; the same command goes on\."
+    assert re.fullmatch(said, str(caught.value))
 
 
 def test_masks_go_with_their_image(scenes, make_config):
