@@ -180,6 +180,9 @@ def make_job(options: argparse.Namespace, study: Study, row: Row, data: tuple[st
     model = options.twin if row.twin else options.model
     own = [*study.shared, *row.options]
     if row.kind == "finetune" and options.steps is not None:
+        if "--epochs" in own:
+            at = own.index("--epochs")
+            del own[at : at + 2]
         own += ["--steps", str(options.steps)]
     if row.kind == "finetune" and options.eval_every is not None:
         own += ["--eval-every", str(options.eval_every)]

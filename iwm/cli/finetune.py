@@ -179,7 +179,10 @@ def _typed(context: typer.Context) -> dict[str, Any]:
     from iwm.finetuning.config import FinetuneConfig
 
     options = [o for p in context.command.params for o in p.opts]
-    return parse_overrides(context.args, json.loads(to_json(FinetuneConfig())), options)
+    typed = parse_overrides(context.args, json.loads(to_json(FinetuneConfig())), options)
+    if context.params["steps"] is not None and typed.get("epochs"):
+        raise InvalidConfigError("--steps and --epochs both say how long the run is; leave one of them out.")
+    return typed
 
 
 def _read(

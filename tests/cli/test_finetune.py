@@ -253,6 +253,7 @@ def _other(labelled, folder):
         (["--optim.rate", "1"], "No option --optim.rate"),
         (["--init", "random", "--tune", "none"], "init random is about the predictor"),
         (["--head", "upernet"], "head upernet does not do classification"),
+        (["--epochs", "3"], "--steps and --epochs both say how long the run is; leave one of them out"),
         (["--resume"], "holds no run to resume"),
         (["--steps", "2", "--data", "missing"], "No such folder: missing"),
     ],
