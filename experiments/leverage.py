@@ -16,7 +16,8 @@ Differences are paired by validation image: the interval is 1.96 standard errors
 images of what the seeds average to, and for mIoU 1.96 standard deviations over resampled images.
 Runs that are done are not done again, and
 studies share them; OUT/runs has a folder each, with its command, and one of another command, or of
-other hyperparameters under the same one, is refused. OUT gets STUDY.md and STUDY.json, for `protocols` and `spectrum` also STUDY.png.
+other hyperparameters under the same one, is refused. OUT gets STUDY.md and STUDY.json, for `protocols` and `spectrum` also STUDY.png, the latter where
+the rows that --row chose are of both models, MRR among them.
 """
 
 from __future__ import annotations
@@ -118,9 +119,9 @@ def main() -> None:
         for seed, result in enumerate(results)
     ]
     write_text(options.out / f"{name}.json", json.dumps(listed, indent=2) + "\n")
-    if options.study in PICTURES:
-        picture(options.study, study, found, options.out / f"{name}.png")
     print(text)
+    if options.study in PICTURES and drawable(options.study, study):
+        picture(options.study, study, found, options.out / f"{name}.png")
 
 
 def only(study: Study, data: str | None, names: Sequence[str] | None = None) -> Study:
@@ -362,6 +363,15 @@ def score(result: dict[str, Any]) -> float:
     return float(result["average"] if "average" in result else result["accuracy"])
 
 
+def drawable(name: str, study: Study) -> bool:
+    """Whether the rows that were chosen are enough for the figure: that of `spectrum` pairs two models."""
+    if name != "spectrum":
+        return True
+    rows = {row.name for row in study.rows}
+    protocols = {"MRR", *(row.split(", ")[1] for row in rows)}
+    return len(protocols) > 1 and rows >= {f"{model}, {one}" for model in MODELS for one in protocols}
+
+
 def picture(name: str, study: Study, found: Found, path: Path) -> None:
     """The figure of a study, a panel for each of its data sets."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -396,10 +406,9 @@ def draw_spectrum(axis: Axes, study: Study, data: tuple[str, ...], found: Found)
     def of(model: str, protocol: str) -> list[float]:
         return [score(r["result"]) for r in found[f"{model}, {protocol}", data]]
 
-    models = ("invariant", "equivariant")
-    places = [statistics.fmean(of(model, "MRR")) for model in models]
+    places = [statistics.fmean(of(model, "MRR")) for model in MODELS]
     for protocol in dict.fromkeys(row.name.split(", ")[1] for row in study.rows if row.kind != "mrr"):
-        points = [[100 * value for value in of(model, protocol)] for model in models]
+        points = [[100 * value for value in of(model, protocol)] for model in MODELS]
         line = axis.plot(places, [statistics.fmean(p) for p in points], "o-", label=protocol)[0]
         for place, seeds in zip(places, points, strict=True):
             axis.plot([place] * len(seeds), seeds, "_", color=line.get_color())
@@ -407,6 +416,8 @@ def draw_spectrum(axis: Axes, study: Study, data: tuple[str, ...], found: Found)
     axis.set_xlim(0, 1)
 
 
+MODELS = ("invariant", "equivariant")
+"""Of `spectrum`, as its rows name them."""
 PICTURES = {"protocols": draw_efficiency, "spectrum": draw_spectrum}
 
 

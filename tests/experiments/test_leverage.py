@@ -320,6 +320,30 @@ def test_studies_with_a_figure_draw_it(leverage, monkeypatch, name, tmp_path):
         assert "| invariant, MRR | 0.100 | 0.100, 0.100 | | | 0.09 |" in re.sub(" +", " ", text)
 
 
+@pytest.mark.parametrize(
+    ("protocols", "drawn"),
+    [(["linear"], False), (["linear", "MRR"], True), (["MRR"], False), (["linear", "MRR", "half"], False)],
+)
+def test_a_figure_without_all_its_rows_is_left_out_and_the_table_is_not(
+    leverage, monkeypatch, capsys, tmp_path, protocols, drawn
+):
+    pytest.importorskip("matplotlib.figure")
+    names = [f"{m}, {p}" for p in protocols if p != "half" for m in ("equivariant", "invariant")]
+    names += ["invariant, attentive"] if "half" in protocols else []
+    monkeypatch.setattr(leverage, "check_models", lambda *_: None)
+    monkeypatch.setattr(
+        leverage, "run_all", lambda options, study: _made_up(leverage, study, tmp_path / "runs")
+    )
+    monkeypatch.setattr(leverage, "differences", lambda *_: [])
+    words = ["spectrum", "--out", tmp_path / "out", "--data", "imagenette"]
+    words += [word for name in names for word in ("--row", name)]
+    monkeypatch.setattr(sys, "argv", ["leverage.py", *map(str, words)])
+    leverage.main()
+    assert f"| {names[0]} |" in capsys.readouterr().out
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {f"spectrum-imagenette-some.{end}" for end in ["md", "json"] + ["png"] * drawn}
+
+
 def test_a_data_set_that_a_study_lacks_is_said(leverage):
     with pytest.raises(SystemExit, match="no data set scenes; it has imagenette, caltech101"):
         leverage.only(leverage.STUDIES["protocols"], "scenes")
