@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 from paired import ANSWERS_FILE, gain, gains_over_alone
@@ -258,7 +258,7 @@ def configuration(job: Job, images: int = 0) -> FinetuneConfig | None:
     command, words = typer.main.get_command(app), list(job.words)
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
-    context = command.make_context("iwm", words)
+    context = cast("typer.Context", command.make_context("iwm", words))
     if command.name == "probe":
         options = context.params
         return probe_config(options["head"], options["seed"], batch_norm=options["batch_norm"])
