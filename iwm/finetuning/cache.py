@@ -8,6 +8,7 @@ written whole or not at all. One that was damaged since is made again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -117,9 +118,14 @@ def _take_room(path: Path) -> None:
     Raises:
         OSError: there is not enough room.
     """
-    if hasattr(os, "posix_fallocate"):  # Not on macOS and Windows.
-        with path.open("rb+") as file:
+    if not hasattr(os, "posix_fallocate"):  # As on macOS and Windows.
+        return
+    with path.open("rb+") as file:
+        try:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # Some file systems cannot promise.
+                raise
 
 
 def _holds(path: Path, shape: tuple[int, ...]) -> bool:

@@ -118,6 +118,17 @@ def test_a_full_disk_is_said_before_anything_is_encoded(model, paths, make_confi
     assert whole > 2 * len(paths) * 16 * 48 * 2
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this platform cannot reserve room on a disk")
+def test_a_file_system_that_promises_no_room_is_written_all_the_same(
+    model, paths, make_config, tmp_path, monkeypatch
+):
+    def unsupported(file, start, size):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    assert cached_latents(model, paths, make_config(cache_views=1), tmp_path).is_file()
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "words", "shape", "kind"])
 def test_a_file_that_was_damaged_is_made_again(model, paths, make_config, tmp_path, caplog, damage):
     config = make_config(cache_views=1)
