@@ -244,7 +244,10 @@ def check_settings(job: Job) -> None:
     try:
         found = changed_settings(job.folder, config)
     except IWMError as error:
-        raise SystemExit(f"{error}\nTake another --out, or remove {job.folder}.") from error
+        raise SystemExit(
+            f"{job.folder} does not say with what settings it was made ({error}).\n"
+            "Take another --out, or remove that folder."
+        ) from error
     changed = [said for name, said in found.items() if name not in IDLE_FIELDS]
     if changed:
         raise SystemExit(

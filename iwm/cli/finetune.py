@@ -85,7 +85,8 @@ def finetune_command(
         str, typer.Option("--license", help="Of what comes out, which the data may restrict.")
     ] = "",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, also with other --steps.")
+        bool,
+        typer.Option("--resume", help="Continue the run in --out, also with other --steps or --optim.lr."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -42,7 +42,8 @@ def pretrain_command(
     ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, also with other --steps.")
+        bool,
+        typer.Option("--resume", help="Continue the run in --out, also with other --steps or --optim.lr."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the options, print what the run would take, and stop.")

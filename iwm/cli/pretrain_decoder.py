@@ -35,7 +35,8 @@ def pretrain_decoder_command(
         str, typer.Option("--license", help="Of the decoder's weights, which the data may restrict.")
     ] = "unspecified",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, also with other --steps.")
+        bool,
+        typer.Option("--resume", help="Continue the run in --out, also with other --steps or --optim.lr."),
     ] = False,
 ) -> None:
     """Train a decoder on a frozen model, so that model.decode(latent) shows what latents hold.

@@ -93,6 +93,7 @@ def _train_decoder(
             "images_seen": done * config.batch_size,
             "hours": round(seconds / 3600, 3),
             "machine": machine(world.device),
+            **run.told_sittings(),
         }
         made = replace(
             described, provenance=provenance, recipe=json.loads(to_json(config)) | {"command": command}

@@ -26,7 +26,7 @@ from iwm.finetuning.augment import augment_image, rand_augment
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.folders import Split, TaskData
 from iwm.images import Preprocess, open_rgb, to_pil
-from iwm.training.data import Batch, StepSampler, as_bytes, cropped_image
+from iwm.training.data import Batches, StepSampler, as_bytes, cropped_image
 from iwm.training.distributed import World
 from iwm.training.signals import outlive_first_signal
 
@@ -201,7 +201,7 @@ class TaskSource:
         self.listing = listing
         self.unreadable = self.enlarged = 0  # All were read before the run began.
 
-    def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Iterator[Batch]:
+    def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Batches:
         """See `iwm.training.data.Source`.
 
         Raises:

@@ -82,7 +82,7 @@ def finetune(config: FinetuneConfig, plan: Finetuning, *, resume: bool = False) 
     Args:
         config: see `FinetuneConfig`.
         plan: the model, the data and where to write.
-        resume: continue the run in `plan.out`, also with other steps.
+        resume: continue the run in `plan.out`, from here on also with other steps or another learning rate.
 
     Returns:
         Scores and costs, on the main process; None after an interruption, with a checkpoint left,
@@ -158,6 +158,7 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
             "best_step": task.best["step"],
             "seconds": round(seconds, 1),
             "machine": machine(world.device),
+            **run.told_sittings(),
         }
         described = replace(
             adapter.config, space=model.space, license=plan.license, provenance=provenance,

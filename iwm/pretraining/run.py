@@ -86,7 +86,7 @@ def check_start(
     if out is not None:
         run = RunFolder(out, config, resume=resume)
         if source and run.has_state:
-            run.check_state(run.load_state(peek=True), source.listing, config.steps)
+            run.check_state(run.load_state(peek=True), source.listing, config)
     return config
 
 
@@ -115,7 +115,6 @@ def _pretrain(
         """Write the model folder, with the recipe and where the weights come from."""
         recipe = json.loads(to_json(config))
         del recipe["model"]
-        sittings = run.unlike_sittings()
         described = config.model.replace(
             recipe=recipe | {"command": command},
             provenance={
@@ -125,7 +124,7 @@ def _pretrain(
                 "hours": round(seconds / 3600, 3),
                 "machine": machine(device),
                 "processes": world.size,
-                **({"sittings": sittings} if sittings else {}),
+                **run.told_sittings(),
             },
         )
         save_model(out, described, task.model, task.student)

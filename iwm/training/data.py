@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor, Tensor]
 """Crops `[B, 3, S, S]` uint8, epochs `[B]`, indices `[B]`."""
 
+Batches = Generator[Batch, None, None]
+
 Sample = tuple[Tensor, SampleKey, list[str], str]
 """A crop, its key, what was wrong with the images whose place it takes, and what is said of a small one."""
 
@@ -57,8 +59,8 @@ class Source(Protocol):
     enlarged: int
     """Draws of this process, so far, whose image was smaller than its crop."""
 
-    def batches(self, first_step: int, world: World, state: dict[str, Any] | None) -> Iterable[Batch]:
-        """One process's share of every batch, from `first_step` to the last."""
+    def batches(self, first_step: int, world: World, state: dict[str, Any] | None) -> Batches:
+        """One process's share of every batch, from `first_step` to the last; closing it ends its workers."""
 
     def state(self) -> dict[str, Any] | None:
         """What `batches` needs to go on after the batch it gave last; None is nothing."""
@@ -75,7 +77,7 @@ class FolderSource:
         self.unreadable = self.enlarged = 0
         self._odd = OddImages(config)
 
-    def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Iterator[Batch]:
+    def batches(self, first_step: int, world: World, state: dict[str, Any] | None = None) -> Batches:
         """See `Source`.
 
         Raises:

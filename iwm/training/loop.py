@@ -11,7 +11,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -148,7 +148,6 @@ def _train(trainer: _Trainer) -> bool:
     """From the step that is reached to the last, or to an interruption; whether all is done."""
     task, source, config = trainer.task, trainer.source, trainer.config
     run, world = trainer.run, trainer.world
-    loader = source.batches(trainer.done, world, trainer.source_state)
     waits, last, due = Waits(), False, False
     trackers = make_trackers(config, run.path, trainer.done) if world.is_main else []
     with (
@@ -156,6 +155,7 @@ def _train(trainer: _Trainer) -> bool:
         closing_all(trackers),
         stop_on_signal() as stopped,
         Progress(config.steps, trainer.done, config.batch_size, shown=world.is_main) as progress,
+        closing(source.batches(trainer.done, world, trainer.source_state)) as loader,
     ):
         for crops, epochs, indices in waits.over(loader):
             keys = list(zip(epochs.tolist(), indices.tolist(), strict=True))
@@ -208,7 +208,7 @@ class _Trainer:
         self.task = task
         self.source = source
         self.source_state: dict[str, Any] | None = None
-        self.sittings: list[dict[str, Any]] | None = None
+        self.sittings: list[dict[str, Any]] = []
         self.config = config
         self.run = run
         self.export = export
@@ -235,7 +235,7 @@ class _Trainer:
         self.started = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.run.check_state(state, self.source.listing, self.config.steps)
+        self.run.check_state(state, self.source.listing, self.config)
         self.task.load_state_dict(state["task"])
         self.task.running |= state.get("running", {})
         self.optimizer.load_state_dict(state["optimizer"])
@@ -244,7 +244,7 @@ class _Trainer:
         self.saved_is_sound = self.last_sound == self.done
         self.seconds = state["seconds"]
         self.source_state = state.get("source")
-        self.sittings = state.get("sittings")
+        self.sittings = state.get("sittings", [])
         self.odd_before = {name: state.get(name, 0) for name in _ODD}
 
     def _check_together(self) -> None:
@@ -272,8 +272,7 @@ class _Trainer:
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingError(
                 f"The loss is {value} and its gradient norm {norm} at step {step}. {self._good} "
-                f"Try a smaller learning rate{' from there on' if self.run.has_state else ''}: "
-                f"{'--resume ' if self.run.has_state else ''}--optim.lr {config.optim.lr / 2:g}"
+                f"Try a smaller learning rate{self._slower}"
             )
         seen = scalars | {"step": step}
         collapse = self.task.collapse(seen)
@@ -303,6 +302,13 @@ class _Trainer:
             return f"{checkpoint} is good."
         last = f"the last step without signs of it was {self.last_sound}"
         return f"{checkpoint} may be collapsed already; {last if self.last_sound else 'every step had signs of it'}."
+
+    @property
+    def _slower(self) -> str:
+        half = self.config.optim.lr / 2
+        start = f" --optim.lr_start {half:g}" if half < self.config.optim.lr_start else ""
+        from_there = " from there on: --resume" if self.run.has_state else ":"
+        return f"{from_there} --optim.lr {half:g}{start}"
 
     @property
     def worth_keeping(self) -> bool:

@@ -101,18 +101,14 @@ class RunFolder:
         finally:
             lock.release()
 
-    def start(
-        self, config: RunConfig, step: int, sittings: Sequence[Mapping[str, Any]] | None = None
-    ) -> None:
+    def start(self, config: RunConfig, step: int, sittings: Sequence[Mapping[str, Any]] = ()) -> None:
         """Write the configuration; drop unfinished files, and metrics that come again from `step` on.
 
         Args:
             config: of the run.
             step: that is reached.
-            sittings: before this one, from the state; None is a state that does not tell, of one sitting.
+            sittings: before this one, from the state.
         """
-        if sittings is None:
-            sittings = [{"from_step": 0} | _resumable(read_run(self.path))] if step else []
         before = [dict(sitting) for sitting in sittings if sitting["from_step"] < step]
         now = _resumable(json.loads(to_json(config)))
         same = before and before[-1] == {"from_step": before[-1]["from_step"]} | now
@@ -124,12 +120,12 @@ class RunFolder:
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(metrics, "".join(line for line in lines if _is_before(line, step)))
 
-    def unlike_sittings(self) -> list[dict[str, Any]]:
-        """Of several sittings the start of each, and what was not the same in all; of one, nothing."""
+    def told_sittings(self) -> dict[str, list[dict[str, Any]]]:
+        """`sittings`, for a model's provenance: the start of each, and what was not the same in all; of one, nothing."""
         if len(self.sittings) < 2:
-            return []
+            return {}
         differing = [k for k in self.sittings[0] if len({json.dumps(s.get(k)) for s in self.sittings}) > 1]
-        return [{name: sitting.get(name) for name in differing} for sitting in self.sittings]
+        return {"sittings": [{name: sitting.get(name) for name in differing} for sitting in self.sittings]}
 
     def _check_same(self, config: RunConfig, free: frozenset[str]) -> None:
         changed = {k: said for k, said in changed_settings(self.path, config).items() if k not in free}
@@ -172,17 +168,18 @@ class RunFolder:
             raise InvalidDataError(f"{path} cannot be read: {error}. {_START_AGAIN}") from error
         return state
 
-    def check_state(self, state: dict[str, Any], listing: str, steps: int) -> None:
+    def check_state(self, state: dict[str, Any], listing: str, config: RunConfig) -> None:
         """Refuse to go on from a state.
 
         Args:
             state: as `load_state` gave it.
             listing: names the images that the run is about to go on with.
-            steps: where it is to end.
+            config: to go on with.
 
         Raises:
             InvalidDataError: something is missing in it.
-            InvalidConfigError: it belongs to other images, or is further on.
+            InvalidConfigError: it belongs to other images, or is further on, or is done and was
+                trained with other settings.
         """
         missing = {"step", "seconds", "listing", "task", "optimizer"} - state.keys()
         if missing:
@@ -192,9 +189,15 @@ class RunFolder:
                 f"{self.path} was trained on {state['listing'] or 'unnamed images'}, --data now holds {listing}. "
                 "Continue with the same images, or use another --out."
             )
-        if state["step"] > steps:
+        if state["step"] > config.steps:
             raise InvalidConfigError(
-                f"{self.path} has done {state['step']} steps already; ask for more than that, not {steps}."
+                f"{self.path} has done {state['step']} steps already; ask for more than that, not {config.steps}."
+            )
+        changed = changed_settings(self.path, config)
+        told = "; ".join(said for name, said in changed.items() if name in RESUME_FIELDS - {"steps"})
+        if told and state["step"] == config.steps:
+            raise InvalidConfigError(
+                f"{self.path} is done: {told}. Ask for more --steps to go on with that, or leave it out."
             )
 
 

@@ -15,10 +15,14 @@ import glob
 import hashlib
 import itertools
 import os
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import closing
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +31,7 @@ from torch import Tensor
 from iwm.actions import SampleKey
 from iwm.errors import InvalidConfigError, InvalidDataError, InvalidImageError
 from iwm.training.config import RunConfig
-from iwm.training.data import Batch, OddImages, cropped
+from iwm.training.data import Batches, OddImages, cropped
 from iwm.training.distributed import World
 
 BLOCK = 1024
@@ -41,6 +45,8 @@ PATIENCE = 10
 
 _BLOCK_STREAM = 8
 _SHARD_STREAM = 10
+ResultT = TypeVar("ResultT")
+
 Cell = dict[str, Any]
 """An undecoded image of `datasets`: `bytes`, or where those are None a `path` to fetch."""
 
@@ -92,7 +98,7 @@ class StreamSource:
         """Where the batch that was yielded last ends."""
         return dict(self._state)
 
-    def batches(self, first_step: int, world: World, state: dict[str, Any] | None) -> Iterator[Batch]:
+    def batches(self, first_step: int, world: World, state: dict[str, Any] | None) -> Batches:
         """One process's share of every batch from `first_step` on.
 
         Raises:
@@ -105,7 +111,7 @@ class StreamSource:
         share = self.config.batch_size // world.size
         mine = range(world.rank * share, (world.rank + 1) * share)
         # One thread reads, and so in order, batches ahead of the one that is trained.
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(max(self.config.data.workers, 1)) as pool:
+        with closing(_Reader()) as reader, ThreadPoolExecutor(max(self.config.data.workers, 1)) as pool:
             ahead: deque[Future[Coming]] = deque()
             try:
                 for step in range(first_step, self.config.steps):
@@ -128,9 +134,7 @@ class StreamSource:
         batch = [next(rows) for _ in range(self.config.batch_size)]
         return batch, {row: pool.submit(self._decode, *batch[row][:2]) for row in mine}
 
-    def _crop_for(
-        self, row: int, batch: list[Place], decoded: dict[int, Decoded], reader: ThreadPoolExecutor
-    ) -> Tensor:
+    def _crop_for(self, row: int, batch: list[Place], decoded: dict[int, Decoded], reader: _Reader) -> Tensor:
         """The crop of a row of a batch; or of the next readable one, round its end, whoever's it is."""
         for place in (*range(row, len(batch)), *range(row)):
             if place not in decoded:
@@ -207,6 +211,32 @@ class StreamSource:
         if small:
             self._odd.enlarge(small)
         return crop, bool(small)
+
+
+class _Reader:
+    """One thread that does what it is given, in order. A pool's would be waited for, however long its storage stalls."""
+
+    def __init__(self) -> None:
+        self._given: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def submit(self, call: Callable[..., ResultT], *arguments: Any) -> Future[ResultT]:
+        """What the call will give."""
+        future: Future[ResultT] = Future()
+        self._given.put((future, partial(call, *arguments)))
+        return future
+
+    def close(self) -> None:
+        """It ends after what it is doing."""
+        self._given.put(None)
+
+    def _work(self) -> None:
+        for future, call in iter(self._given.get, None):
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
 
 
 def _fetched(path: str) -> bytes:

@@ -202,7 +202,9 @@ def test_runs_with_what_a_recipe_was_before_are_refused(leverage, monkeypatch, d
     ):
         leverage.run_all(options, study)
     kept.unlink()
-    with pytest.raises(SystemExit, match=r"run.json cannot be read(.|\n)*--out, or remove"):
+    with pytest.raises(
+        SystemExit, match=r"^out/runs/\S+ does not say with what settings it was made(.|\n)*--out, or remove"
+    ):
         leverage.run_all(options, study)
 
 

@@ -4,17 +4,88 @@ import math
 import os
 import re
 import signal
+import subprocess
+import sys
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from linear_task import SIZE, LinearTask, comparable, loop_config, metrics_of
 from PIL import Image
 
+import iwm
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
+from iwm.training.config import OptimConfig
 from iwm.training.data import StepSampler
 from iwm.training.loop import TrainingError
 from iwm.training.run_folder import RunFolder
+
+# Trains a linear task with a loader's worker, and fails as a device does that is out of memory.
+CHILD = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from iwm.training.config import DataConfig
+from iwm.training.data import FolderSource
+from iwm.training.loop import train
+from iwm.training.run_folder import RunFolder
+from linear_task import SIZE, LinearTask, loop_config
+
+class Failing(LinearTask):
+    def after_step(self, step):
+        raise RuntimeError("out of memory")
+
+config = replace(loop_config(), data=DataConfig(workers=1))
+paths = sorted(Path(sys.argv[1]).iterdir())
+train(Failing(), FolderSource(paths, SIZE, config), config, RunFolder(Path(sys.argv[2]), config, resume=False), print)
+"""
+
+
+def test_a_failure_of_any_kind_ends_the_process(paths, tmp_path):
+    """Its workers ask for more than one signal to end, so they must have been told before."""
+    folders = [str(Path(iwm.__file__).parents[1]), str(Path(__file__).parents[1])]
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(paths[0].parent), str(tmp_path / "run")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)}, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert child.returncode == 1
+    assert "RuntimeError: out of memory" in child.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "typed"),
+    [
+        ({}, "--resume --optim.lr 0.005"),
+        (
+            {"optim": OptimConfig(lr=3e-4, lr_start=2e-4)},
+            "--resume --optim.lr 0.00015 --optim.lr_start 0.00015",
+        ),
+    ],
+)
+def test_what_is_to_be_typed_after_a_loss_that_is_no_number_goes_on(start, changes, typed):
+    with pytest.raises(TrainingError, match=rf" from there on: {typed}$"):
+        start(LinearTask(at={6: lambda: math.nan}), **changes)
+    words = typed.split()[1:]
+    rates = {
+        name.removeprefix("--optim."): float(value)
+        for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    config = loop_config(**changes)
+    done, _ = start(LinearTask(), resume=True, **changes | {"optim": replace(config.optim, **rates)})
+    assert done
+
+
+def test_what_is_done_is_not_called_what_it_was_not(start, tmp_path):
+    start(LinearTask())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(
+        InvalidConfigError, match=r"run is done: optim.clip was 0.0, now 2.0. Ask for more --steps"
+    ):
+        start(LinearTask(), resume=True, optim=replace(loop_config().optim, clip=2.0))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

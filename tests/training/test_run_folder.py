@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
-from iwm.fields import from_dict
+from iwm.fields import from_dict, to_json
 from iwm.finetuning.config import FinetuneConfig
 from iwm.pretraining.config import PretrainConfig
 from iwm.training.config import DataConfig, OptimConfig, RunConfig
-from iwm.training.run_folder import FREE_FIELDS, RESUME_FIELDS, RunFolder
+from iwm.training.run_folder import FREE_FIELDS, RESUME_FIELDS, RunFolder, _resumable
 
 ROOT = Path(__file__).parents[2]
 
@@ -273,3 +273,21 @@ def test_a_log_that_cannot_be_written_is_a_save_error(used):
     (used / "metrics.jsonl").mkdir()
     with pytest.raises(SaveError, match=r"Cannot write .*metrics\.jsonl: .*Is a directory"):
         RunFolder(used, RunConfig(), resume=True).log({"step": 1})
+
+
+def test_sittings_are_told_by_what_was_not_the_same(used):
+    run = RunFolder(used, RunConfig(), resume=True)
+    run.start(RunConfig(), 5, [{"from_step": 0} | _resumable(json.loads(to_json(RunConfig())))])
+    assert (len(run.sittings), run.told_sittings()) == (1, {})
+    longer = RunConfig(steps=2000, optim=OptimConfig(clip=1.0))
+    again = RunFolder(used, longer, resume=True)
+    again.start(longer, 5, run.sittings)
+    expected = [
+        {"from_step": 0, "optim.clip": 0.0, "steps": 1000},
+        {"from_step": 5, "optim.clip": 1.0, "steps": 2000},
+    ]
+    assert again.told_sittings() == {"sittings": expected}
+    again.start(longer, 9, again.sittings)
+    assert again.told_sittings() == {"sittings": expected}
+    again.start(RunConfig(), 5, again.sittings)  # Nothing was trained in the second one.
+    assert again.told_sittings() == {}
