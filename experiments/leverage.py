@@ -14,10 +14,10 @@ for what ships has none. The names of CamVid's classes are those below.
 
 Differences are paired by validation image: the interval is 1.96 standard errors of the mean over
 images of what the seeds average to, and for mIoU 1.96 standard deviations over resampled images.
-Runs that are done are not done again, and
-studies share them; OUT/runs has a folder each, with its command, and one of another command, or of
-other hyperparameters under the same one, is refused. OUT gets STUDY.md and STUDY.json, for `protocols` and `spectrum` also STUDY.png, the latter where
-the rows that --row chose are of both models, MRR among them.
+Runs that are done are not done again, and studies share them; OUT/runs has a folder each, with its
+command, and one of another command, or of other hyperparameters under the same one, is refused.
+OUT gets STUDY.md and STUDY.json, for `protocols` and `spectrum` also STUDY.png, the latter where the
+rows that --row chose are of both models, MRR among them.
 """
 
 from __future__ import annotations
