@@ -7,8 +7,8 @@ Every arm is one `iwm pretrain` and some `iwm eval`, printed as they can be type
 steps. Equal time is read from the curves of the monitors, at the moment when the fastest arm has
 ended, by step times that are measured side by side. Arms that several ablations share are
 trained once; a run that was killed goes on. `--tasks` adds what the latents are worth for labels
-[table S2's accuracies]: probes and a finetuned predictor on 3,000 photographs of the neighbours.
-OUT gets NAME.md, NAME.json and NAME.png.
+[table S2's accuracies, figures 4 and 5]: probes and a finetuned predictor on 3,000 photographs of
+the neighbours. OUT gets NAME.md, NAME.json and NAME.png, and with `--tasks` NAME-tasks.png.
 """
 
 from __future__ import annotations
@@ -89,6 +89,10 @@ ABLATIONS: dict[str, dict[str, dict[str, str]]] = {
         "never": {"masks.unmasked": "1"},
     },
     "clean": {"30 %": {}, "none": {"clean": "0"}},
+    "invariance": {
+        "told the action": {},
+        "told nothing, as the twin": {"model.predictor.conditioning": "none"},
+    },
 }
 
 
@@ -99,6 +103,13 @@ TASKS: dict[str, tuple[str, ...]] = {
     "predictor": ("finetune", "--tune", "predictor", "--epochs", "10", *TASK_IMAGES),
 }
 """What `--tasks` runs for each arm."""
+
+LABELS = {
+    "k-NN": "20-NN",
+    "linear": "linear probe",
+    "attentive": "attentive probe",
+    "predictor": "predictor, finetuned",
+}
 
 
 @dataclass(frozen=True)
@@ -257,7 +268,7 @@ def table(arms: list[Arm], results: dict[str, Any], seconds: dict[str, float], s
             f"{r['undo']['overall']['mrr']:.3f}",
             f"{r['undo']['per_transformation']['jitter']['mrr']:.3f}",
             f"{r['k-NN']['accuracy']:.1%}",
-            *(f"{r[name]['average' if name == 'predictor' else 'accuracy']:.1%}" for name in tasks),
+            *(f"{accuracy(r, name):.1%}" for name in tasks),
             f"{seconds[arm.name] / fastest:.2f}",
             ", ".join(f"{at(points, steps):.2f}" for points in online),
             ", ".join(f"{at(points, same_time):.2f}" for points in online),
@@ -291,6 +302,34 @@ def picture(name: str, arms: list[Arm], seconds: dict[str, float], path: Path) -
     figure.savefig(path)
 
 
+def draw_tasks(arms: list[Arm], results: dict[str, Any], path: Path) -> None:
+    """Accuracies over apply-MRR, the arms by their place in the table [figures 4, 5]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    places = [results[arm.name]["apply"]["overall"]["mrr"] for arm in arms]
+    for name in ("k-NN", *TASKS):
+        values = [100 * accuracy(results[arm.name], name) for arm in arms]
+        axis.plot(places, values, "o", label=LABELS[name])
+        for number, point in enumerate(zip(places, values, strict=True), start=1):
+            axis.annotate(str(number), point, (3, 4), textcoords="offset points", fontsize=7)
+    axis.set_xlabel("apply-MRR, all operations")
+    axis.set_ylabel("accuracy, %")
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    listed = "\n".join(f"{number}  {arm.name}" for number, arm in enumerate(arms, start=1))
+    axis.set_title(listed, fontsize=8, loc="left")
+    figure.savefig(path)
+
+
+def accuracy(result: dict[str, Any], name: str) -> float:
+    """Of one of an arm's tasks, or of its neighbours."""
+    return float(result[name]["average" if name == "predictor" else "accuracy"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("name", choices=ABLATIONS)
@@ -322,6 +361,8 @@ def main() -> None:
         json.dumps({"seconds_a_step": seconds, "arms": results}, indent=2) + "\n",
     )
     picture(options.name, arms, seconds, options.out / f"{options.name}.png")
+    if options.tasks:
+        draw_tasks(arms, results, options.out / f"{options.name}-tasks.png")
     print(text)
 
 

@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 OPTIONS = Namespace(steps=40, seed=0, data=["photos"], out=Path("out"), held_out="val", neighbours="train")
 
@@ -75,6 +76,9 @@ def test_accuracies_are_measured_and_shown_where_they_are_asked_for(ablate, monk
         == [11, 14]
     )
     assert "| 12.5% | 12.5% | 12.5% | 75.0% | 1.00 |" in tables[1][2]
+    ablate.draw_tasks([arm], result, tmp_path / "tasks.png")
+    with Image.open(tmp_path / "tasks.png") as picture:
+        assert picture.size == (990, 495)
     for words in called[5:]:
         command = words[: 2 if words[0] == "eval" else 1]
         shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output
