@@ -198,10 +198,25 @@ def _training(config: WorldModelConfig) -> list[str]:
     if names:
         lines.append(f"- data: {', '.join(names)}")
     facts: dict[str, Any] = {key: value for key, value in config.provenance.items() if key != "data"}
-    lines += [f"- {_line(key.replace('_', ' '))}: {_line(value)}" for key, value in facts.items()]
+    lines += [f"- {_line(key.replace('_', ' '))}: {_line(in_words(value))}" for key, value in facts.items()]
     if not lines:
         return ["Nothing is recorded about its training.", ""]
     return ["## Training", "", *lines, "", "Every setting stands in `config.json`.", ""]
+
+
+def in_words(fact: Any) -> str:
+    """What a provenance says of something; the sittings of a training one after another."""
+    if (
+        not isinstance(fact, list)
+        or not fact
+        or not all(isinstance(s, dict) and "from_step" in s for s in fact)
+    ):
+        return str(fact)
+    sittings = [
+        ", ".join(f"{name} {value}" for name, value in sitting.items() if name != "from_step")
+        for sitting in fact
+    ]
+    return "; ".join(f"from step {s['from_step']} on {told}" for s, told in zip(fact, sittings, strict=True))
 
 
 def _line(value: Any) -> str:

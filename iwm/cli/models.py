@@ -196,7 +196,9 @@ def _millions(count: int) -> str:
 
 def _provenance(config: WorldModelConfig) -> dict[str, str]:
     """One line a fact; data folders with their numbers of images."""
-    lines = {key: str(value) for key, value in config.provenance.items()}
+    from iwm.model_card import in_words
+
+    lines = {key: in_words(value) for key, value in config.provenance.items()}
     folders = config.provenance.get("data")
     if isinstance(folders, list) and all(isinstance(d, dict) for d in folders):
         lines["data"] = ", ".join(f"{d.get('folder')} ({d.get('images')})" for d in folders)

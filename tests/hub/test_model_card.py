@@ -296,3 +296,4 @@ def test_the_card_of_the_embedded_model():
     assert told["parameters"] == "8,406,848"
     assert told["licence of the weights"] == "research only (trained on ImageNet photographs)"
     assert f"- machine: {config.provenance['machine']}" in text
+    assert "- sittings: from step 0 on optim.stretch 1.25, steps 40000; from step 40000 on " in text
