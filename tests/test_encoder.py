@@ -242,10 +242,11 @@ def test_drop_path_rises_linearly(encoder):
     blocks = [*encoder.blocks, *encoder.blocks]
     names = list(encoder.state_dict())
     set_drop_path(encoder.blocks, 0.2)
-    assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks] == [0.0, 0.2]
+    kept = [float(getattr(block.drop_path1, "kept", 1.0)) for block in encoder.blocks]
+    assert kept == pytest.approx([1.0, 0.8])
     assert list(encoder.state_dict()) == names
     set_drop_path(blocks[:1], 0.2)  # A single block has nothing to rise from.
-    assert not hasattr(blocks[0].drop_path1, "drop_prob")
+    assert not hasattr(blocks[0].drop_path1, "kept")
     images = torch.rand(2, 3, 32, 32)
     out = encoder(images)
     set_drop_path(encoder.blocks, 0.9)
