@@ -60,19 +60,24 @@ def _kept_bytes(task):
     return sum(size for size, _ in kept.values())
 
 
+@pytest.fixture
+def captured(monkeypatch):
+    """Graphs that `torch.compile` makes; they are run as they are: machine code is PyTorch's to test."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    return graphs
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # While PyTorch traces.
 @pytest.mark.parametrize("conditioning", ["feature", "adaln", "shared adaln", "shared feature"])
 @pytest.mark.parametrize(("compiled", "recomputed"), [(False, True), (True, False), (True, True)])
-def test_the_way_of_running_blocks_changes_no_result(monkeypatch, conditioning, compiled, recomputed):
-    captured = []
-
-    def backend(graph, inputs):
-        captured.append(graph)
-        return graph.forward
-
-    # The graphs are run as they are: turning them into machine code is PyTorch's to test.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    torch.compiler.reset()
+def test_the_way_of_running_blocks_changes_no_result(captured, conditioning, compiled, recomputed):
     expected_losses, expected = _losses_and_gradients(_task(conditioning))
     task = _task(conditioning)
     names = list(task.state_dict())
@@ -89,15 +94,7 @@ def test_the_way_of_running_blocks_changes_no_result(monkeypatch, conditioning, 
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # While PyTorch traces.
-def test_blocks_of_every_drop_path_are_compiled_together(monkeypatch):
-    captured = []
-
-    def backend(graph, inputs):
-        captured.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    torch.compiler.reset()
+def test_blocks_of_every_drop_path_are_compiled_together(captured):
     blocks = nn.Sequential(*(PredictorBlock(8, 2, 4.0, conditioned=False) for _ in range(12)))
     set_drop_path(blocks, 0.5)
     prepare_blocks(blocks, compiled=True, recomputed=False)
