@@ -125,7 +125,7 @@ def test_a_wrong_word_gets_a_suggestion(command, words, suggestion):
         (["search", "photos"], "--image"),
         (["eval", "mrr"], "--data"),
         (["eval", "knn", "--train", "a"], "--val"),
-        (["pretrain", "--recipe", "iwm-tiny", "--data", "a"], "--out"),
+        (["finetune", "--model", "iwm-tiny"], "--data"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
