@@ -42,7 +42,15 @@ def test_help_is_the_default():
     [
         (["demo"], ["iwm demo --out demo.png"]),
         (["demo", "PHOTOS=a.jpg b.jpg"], ["iwm demo a.jpg b.jpg --out demo.png"]),
-        (["test"], ["ruff check .", "ruff format --check .", "mypy", "python -m pytest"]),
+        (
+            ["test"],
+            [
+                "ruff check .",
+                "ruff format --check .",
+                "mypy",
+                "python -m pytest --numprocesses auto --dist loadfile",
+            ],
+        ),
     ],
     ids=["demo", "photographs", "test"],
 )
