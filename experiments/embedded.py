@@ -30,10 +30,10 @@ from typing import Any
 from PIL import Image
 
 import iwm
-from iwm.checkpoint import CONFIG_FILE, DECODER_FILE, WEIGHTS_FILE, read_config, task_file
 from iwm.config import WorldModelConfig
 from iwm.files import write_text
 from iwm.model_card import write_card
+from iwm.model_folder import CONFIG_FILE, DECODER_FILE, WEIGHTS_FILE, read_config, task_file
 from iwm.zoo import WEIGHTS, ZOO
 
 ROOT = Path(iwm.__file__).parents[1]

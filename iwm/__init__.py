@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from iwm.actions import Action, Photometry
     from iwm.bank import Bank, SearchResult
     from iwm.config import WorldModelConfig
+    from iwm.finding import list_models
     from iwm.index.library import Index
     from iwm.latent import Latent
-    from iwm.loading import list_models, load
+    from iwm.loading import load
     from iwm.tasks import Classification
     from iwm.world_model import WorldModel
 
@@ -55,7 +56,7 @@ _HOMES = {
     "SearchResult": "iwm.bank",
     "WorldModel": "iwm.world_model",
     "WorldModelConfig": "iwm.config",
-    "list_models": "iwm.loading",
+    "list_models": "iwm.finding",
     "load": "iwm.loading",
 }
 

@@ -1,4 +1,4 @@
-"""A model folder: `config.json`, `model.safetensors` and adapters, written atomically, loaded strictly.
+"""Tensors of a model folder: written atomically, loaded strictly.
 
 Weights are stored as float16, the statistics of batch norms as float32. No file holds code: safetensors and JSON alone.
 """
@@ -15,18 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from iwm.config import WorldModelConfig
-from iwm.counting import count_statistics
-from iwm.errors import IncompatibleWeightsError, InvalidConfigError, WeightsUnavailableError, quoted
+from iwm.errors import IncompatibleWeightsError, WeightsUnavailableError, quoted
 from iwm.files import atomic_write, remove, write_text
 from iwm.integrity import file_state, receipt_path
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-STUDENT_FILE = "student.safetensors"
-DECODER_FILE = "decoder.safetensors"
-TASK_FILES = "task-*.safetensors"
-MAX_CONFIG_BYTES = 1 << 22
-"""Labels take most of it: 20,000 of a taxonomy, a line each, are about 1 MB."""
+from iwm.model_folder import CONFIG_FILE, DECODER_FILE, STUDENT_FILE, TASK_FILES, WEIGHTS_FILE, task_file
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _PIECE = 1 << 24
@@ -90,11 +82,6 @@ def save_decoder(folder: Path, config: WorldModelConfig, decoder: nn.Module) -> 
     write_text(folder / CONFIG_FILE, config.to_json())
 
 
-def task_file(adapter: str) -> str:
-    """Name of an adapter's file."""
-    return f"task-{adapter}.safetensors"
-
-
 def _write_adapter(path: Path, adapter: nn.Module) -> None:
     """Statistics keep float32: a variance may be smaller than float16 can say."""
     state = {name: tensor for name, tensor in adapter.state_dict().items() if tensor.is_floating_point()}
@@ -104,40 +91,6 @@ def _write_adapter(path: Path, adapter: nn.Module) -> None:
 
 def _half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().to(torch.float16) if v.is_floating_point() else v for k, v in state.items()}
-
-
-def read_config(folder: Path) -> WorldModelConfig:
-    """The config of a model folder.
-
-    Raises:
-        WeightsUnavailableError: the folder has no config.
-        InvalidConfigError: it has one that cannot be used.
-    """
-    path = folder / CONFIG_FILE
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise InvalidConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: not a model config.")
-        text = path.read_bytes()
-    except FileNotFoundError as error:
-        raise WeightsUnavailableError(
-            f"{folder} is not a model folder: it has no {CONFIG_FILE}. Expected what "
-            "model.save_pretrained(folder) or `iwm pretrain --out` writes."
-        ) from error
-    except OSError as error:
-        raise WeightsUnavailableError(f"Cannot read {path}: {error}") from error
-    try:
-        return WorldModelConfig.from_json(text)
-    except InvalidConfigError as error:
-        raise InvalidConfigError(f"{path}: {error}") from error
-
-
-def max_weight_bytes(config: WorldModelConfig, file: str = WEIGHTS_FILE) -> int:
-    """The largest file of weights that can belong to a config: float64, and a header."""
-    values = config.decoder_parameters if file == DECODER_FILE else config.parameters
-    for name, adapter in config.adapters.items():
-        if file == task_file(name):
-            values = config.adapter_parameters(name) + count_statistics(adapter, config)
-    return 8 * values + (1 << 20)
 
 
 def load_weights(path: Path, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from iwm.checkpoint import DECODER_FILE, load_weights
+from iwm.checkpoint import load_weights
 from iwm.config import DecoderConfig, WorldModelConfig
 from iwm.counting import decoder_channels, decoder_factors
 from iwm.encoder import NORM_EPS, BlockNorm, init_weights, sincos_positions
 from iwm.errors import IncompatibleWeightsError, WeightsUnavailableError
+from iwm.model_folder import DECODER_FILE
 
 if TYPE_CHECKING:
     from iwm.stored import StoredModel

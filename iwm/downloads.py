@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from iwm.checkpoint import CONFIG_FILE
 from iwm.errors import IntegrityError, SaveError, UnknownModelError, WeightsUnavailableError
 from iwm.files import atomic_write, remove
 from iwm.hub import Fetched, RepoName, fetch
 from iwm.hub_cache import discard, stored_digests
 from iwm.hub_client import KNOWN_FILES, HubOptions, answered
 from iwm.integrity import Digest, MismatchError, Receipt, Verify, check_verify, hash_file, receipt_path
+from iwm.model_folder import CONFIG_FILE
 
 
 @dataclass(frozen=True)

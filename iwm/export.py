@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from iwm.calibration import calibration_rows
-from iwm.checkpoint import CONFIG_FILE, DECODER_FILE, WEIGHTS_FILE, task_file, write_tensors
+from iwm.checkpoint import write_tensors
 from iwm.errors import InvalidConfigError, MissingBackendError, nearest
 from iwm.export_folder import replacing
 from iwm.files import write_text
 from iwm.images import Images
-from iwm.runtimes import EXPORT_FILE, EXPORT_FORMAT, converting, task_part
+from iwm.model_folder import CONFIG_FILE, DECODER_FILE, EXPORT_FILE, WEIGHTS_FILE, task_file
+from iwm.runtimes import EXPORT_FORMAT, converting, task_part
 
 if TYPE_CHECKING:
     from iwm.world_model import WorldModel

@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from iwm.checkpoint import CONFIG_FILE, DECODER_FILE, STUDENT_FILE, TASK_FILES, WEIGHTS_FILE
 from iwm.errors import IWMError, SaveError
 from iwm.files import remove
-from iwm.runtimes import EXPORT_FILE, PARTS, task_part
+from iwm.model_folder import CONFIG_FILE, DECODER_FILE, EXPORT_FILE, STUDENT_FILE, TASK_FILES, WEIGHTS_FILE
+from iwm.runtimes import PARTS, task_part
 
 _WEIGHTS = (WEIGHTS_FILE, STUDENT_FILE, DECODER_FILE, TASK_FILES)
 _GRAPHS = (".xml", ".bin", ".onnx", ".onnx.data")

@@ -15,7 +15,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from iwm.checkpoint import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, max_weight_bytes, read_config
 from iwm.errors import (
     IncompatibleWeightsError,
     IntegrityError,
@@ -26,6 +25,7 @@ from iwm.errors import (
 from iwm.hub_cache import discard, stored_digests, sweep
 from iwm.hub_client import HubOptions, Report, answered, ask, cached, get
 from iwm.integrity import Digest, MismatchError, Receipt, receipt_path, sha256_digests
+from iwm.model_folder import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, max_weight_bytes, read_config
 
 MAX_FILES = 40
 """Of one model."""

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from iwm.checkpoint import CONFIG_FILE, STUDENT_FILE
 from iwm.config import WorldModelConfig
 from iwm.errors import IntegrityError, InvalidConfigError, WeightsUnavailableError
 from iwm.hub import RepoName
@@ -26,6 +25,7 @@ from iwm.hub_client import (
 )
 from iwm.integrity import Algorithm, hash_bytes, hash_file
 from iwm.model_card import write_card
+from iwm.model_folder import CONFIG_FILE, STUDENT_FILE
 from iwm.world_model import WorldModel
 from iwm.zoo import HubFiles
 

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iwm.checkpoint import read_config
 from iwm.config import WorldModelConfig
 from iwm.errors import (
     IncompatibleLatentError,
@@ -30,13 +29,13 @@ from iwm.errors import (
     quoted,
 )
 from iwm.images import Images, Preprocess
+from iwm.model_folder import EXPORT_FILE, read_config
 from iwm.world_model import WorldModel
 
 if TYPE_CHECKING:
     from iwm.adapter import Adapter
     from iwm.decoder import Decoder
 
-EXPORT_FILE = "export.json"
 EXPORT_FORMAT = 1
 """Version of the exported folder's layout; others are refused."""
 PARTS = ("encoder", "world_model")

@@ -16,14 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from iwm.adapter import Adapter, module_key
-from iwm.checkpoint import (
-    CONFIG_FILE,
-    STUDENT_FILE,
-    WEIGHTS_FILE,
-    load_weights,
-    read_config,
-    save_model,
-)
+from iwm.checkpoint import load_weights, save_model
 from iwm.config import WorldModelConfig
 from iwm.decoder import Decoder, check_decoder, read_decoder
 from iwm.device import resolve_device
@@ -33,6 +26,7 @@ from iwm.errors import InvalidConfigError, UnknownTaskError, WeightsUnavailableE
 from iwm.hub_client import HubOptions
 from iwm.images import Preprocess
 from iwm.integrity import Verify
+from iwm.model_folder import CONFIG_FILE, STUDENT_FILE, WEIGHTS_FILE, read_config
 from iwm.predictor import Predictor
 from iwm.tasks import check_space, read_adapter
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iwm.adapter import Adapter
-from iwm.checkpoint import load_weights, task_file
+from iwm.checkpoint import load_weights
 from iwm.config import AdapterConfig, TaskKind, WorldModelConfig
 from iwm.errors import (
     IncompatibleWeightsError,
@@ -19,6 +19,7 @@ from iwm.errors import (
     WeightsUnavailableError,
 )
 from iwm.images import ImageLike
+from iwm.model_folder import task_file
 
 if TYPE_CHECKING:
     from iwm.stored import StoredModel

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from iwm.actions import Action, stack_actions
 from iwm.adapter import Adapter
-from iwm.checkpoint import load_weights, max_weight_bytes, save_adapter, task_file
+from iwm.checkpoint import load_weights, save_adapter
 from iwm.config import AdapterConfig, PredictorConfig
 from iwm.counting import count_statistics
 from iwm.errors import IncompatibleWeightsError, WeightsUnavailableError
+from iwm.model_folder import max_weight_bytes, task_file
 from iwm.world_model import WorldModel
 from iwm.zoo import ZOO
 

@@ -13,16 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import iwm
-from iwm.checkpoint import (
-    MAX_CONFIG_BYTES,
-    load_weights,
-    read_config,
-    save_model,
-    write_tensors,
-)
+from iwm.checkpoint import load_weights, save_model, write_tensors
 from iwm.config import EncoderConfig, PredictorConfig, PreprocessConfig, WorldModelConfig
 from iwm.errors import IncompatibleWeightsError, InvalidConfigError, SaveError, WeightsUnavailableError
 from iwm.files import atomic_write, remove, write_text
+from iwm.model_folder import MAX_CONFIG_BYTES, read_config
 from iwm.world_model import WorldModel
 
 CONFIG = WorldModelConfig(

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from iwm.checkpoint import max_weight_bytes
 from iwm.config import (
     MAX_DEPTH,
     MAX_GRID,
@@ -24,6 +23,7 @@ from iwm.config import (
     WorldModelConfig,
 )
 from iwm.errors import IncompatibleWeightsError, InvalidConfigError, quoted
+from iwm.model_folder import max_weight_bytes
 from iwm.world_model import WorldModel
 from iwm.zoo import ZOO
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 import iwm
 from iwm.actions import Action
-from iwm.checkpoint import DECODER_FILE, WEIGHTS_FILE, read_config
 from iwm.config import DecoderConfig
 from iwm.counting import decoder_channels, decoder_factors
 from iwm.decoder import Decoder
@@ -18,6 +17,7 @@ from iwm.errors import (
     InvalidConfigError,
     WeightsUnavailableError,
 )
+from iwm.model_folder import DECODER_FILE, WEIGHTS_FILE, read_config
 from iwm.publishing import push
 from iwm.world_model import WorldModel
 

@@ -3,9 +3,9 @@
 import pytest
 
 import iwm
-from iwm.checkpoint import read_config
 from iwm.demo import photographs
 from iwm.evaluation import mrr
+from iwm.model_folder import read_config
 from iwm.zoo import ZOO
 
 pytest.importorskip("skimage", reason="real photographs come with scikit-image")

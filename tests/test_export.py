@@ -28,6 +28,7 @@ from iwm.errors import (
     WeightsUnavailableError,
 )
 from iwm.evaluation import mrr
+from iwm.model_folder import EXPORT_FILE
 from iwm.world_model import WorldModel
 
 pytest.importorskip("openvino")
@@ -325,7 +326,7 @@ def test_folders_that_cannot_be_run(model, folder, tmp_path):
 )
 def test_folders_of_another_version(folder, tmp_path, change, words):
     shutil.copytree(folder("onnx", "fp32"), tmp_path / "old")
-    file = tmp_path / "old" / runtimes.EXPORT_FILE
+    file = tmp_path / "old" / EXPORT_FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(IncompatibleWeightsError, match=words):
         iwm.load(tmp_path / "old", backend="onnx")

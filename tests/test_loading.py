@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import iwm
 from iwm.actions import Action
-from iwm.checkpoint import read_config, save_model
+from iwm.checkpoint import save_model
 from iwm.device import resolve_device
 from iwm.encoder import Encoder
 from iwm.errors import (
@@ -21,7 +21,9 @@ from iwm.errors import (
     UnknownTaskError,
     WeightsUnavailableError,
 )
-from iwm.loading import list_models, load
+from iwm.finding import list_models
+from iwm.loading import load
+from iwm.model_folder import read_config
 from iwm.pretraining.recipes import find_recipe
 from iwm.world_model import WorldModel
 from iwm.zoo import DEFAULT, ZOO, find_entry

@@ -48,6 +48,8 @@ import iwm
 seen["root"] = sorted(sys.modules)
 print(iwm.Action(brightness=2), iwm.errors.IWMError, dir(iwm), file=sys.stderr)
 seen["action"] = sorted(sys.modules)
+iwm.list_models()
+seen["zoo"] = sorted(sys.modules)
 model = iwm.load()
 seen["load"] = sorted(sys.modules)
 import torch
@@ -80,9 +82,10 @@ def test_the_root_loads_nothing_of_its_own(fresh):
     assert tops(fresh["root"]).isdisjoint({"torch", "timm", "numpy", "PIL", "pydantic", "safetensors"})
 
 
-def test_actions_and_errors_load_no_torch(fresh):
-    assert {"iwm.actions", "iwm.errors"} <= fresh["action"]
-    assert tops(fresh["action"]).isdisjoint({"torch", "timm", "torchvision", "safetensors"})
+@pytest.mark.parametrize(("stage", "needed"), [("action", "iwm.actions"), ("zoo", "iwm.finding")])
+def test_actions_and_the_zoo_load_no_torch(fresh, stage, needed):
+    assert {needed, "iwm.errors"} <= fresh[stage]
+    assert tops(fresh[stage]).isdisjoint({"torch", "timm", "torchvision", "safetensors"})
 
 
 @pytest.mark.parametrize("stage", ["load", "predict"])

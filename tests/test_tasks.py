@@ -14,7 +14,7 @@ from PIL import Image
 import iwm
 from iwm.actions import Action
 from iwm.adapter import Adapter
-from iwm.checkpoint import read_config, save_adapter, task_file
+from iwm.checkpoint import save_adapter
 from iwm.config import AdapterConfig
 from iwm.errors import (
     IncompatibleLatentError,
@@ -27,6 +27,7 @@ from iwm.errors import (
     WeightsUnavailableError,
 )
 from iwm.hub_client import HubOptions
+from iwm.model_folder import read_config, task_file
 from iwm.tasks import class_map
 from iwm.world_model import WorldModel
 

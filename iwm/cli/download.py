@@ -27,8 +27,8 @@ def download_command(
     import re
 
     from iwm.errors import SaveError
+    from iwm.finding import download
     from iwm.hub_client import HubOptions
-    from iwm.loading import download
 
     options = HubOptions(cache_dir=cache_dir, token=token, verify=verify)  # type: ignore[arg-type]
     folders = {name: re.split("[/@]", name.partition("@")[0])[-1] for name in names}

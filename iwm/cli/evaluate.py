@@ -165,8 +165,8 @@ def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
     Raises:
         WeightsUnavailableError: not a model folder.
     """
-    from iwm.checkpoint import CONFIG_FILE, read_config
     from iwm.files import write_text
+    from iwm.model_folder import CONFIG_FILE, read_config
 
     config = read_config(folder)
     write_text(folder / CONFIG_FILE, config.replace(metrics=config.metrics | {name: value}).to_json())
@@ -174,11 +174,11 @@ def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
 
 def _record_folder(model: str) -> Path:
     """Where `--record` writes; found out before the long work."""
-    from iwm.checkpoint import CONFIG_FILE, read_config
     from iwm.errors import SaveError
+    from iwm.finding import find_model
     from iwm.hub import RepoName
     from iwm.integrity import is_fetched
-    from iwm.loading import find_model
+    from iwm.model_folder import CONFIG_FILE, read_config
     from iwm.zoo import ZOO
 
     published = model in ZOO and (ZOO[model].hub or ZOO[model].embedded)

@@ -175,9 +175,9 @@ def _measured(
     skip: bool,
 ) -> dict[str, Any]:
     """Read the config, check the data against the task, then measure."""
+    from iwm.finding import read_architecture
     from iwm.finetuning.folders import read_split
     from iwm.finetuning.measure import measure
-    from iwm.loading import read_architecture
     from iwm.tasks import find_task
 
     config = read_architecture(model)

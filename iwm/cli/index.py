@@ -120,7 +120,7 @@ def library_model(index: Index, name: str | None, device: str, *, exported: bool
             will not do.
     """
     from iwm.errors import InvalidConfigError
-    from iwm.loading import list_models
+    from iwm.finding import list_models
 
     if name is None and index.model_name not in list_models():
         raise InvalidConfigError(

@@ -29,7 +29,7 @@ def list_command(
 ) -> None:
     """List the models that can be loaded or trained by name."""
     from iwm.errors import UnknownModelError, nearest
-    from iwm.loading import list_models
+    from iwm.finding import list_models
     from iwm.zoo import ZOO
 
     names = list_models(pattern)
@@ -59,7 +59,7 @@ def info_command(
 ) -> None:
     """Show everything known about one model: sizes, recipe, provenance, metrics, licence."""
     from iwm.fields import to_json
-    from iwm.loading import read_architecture
+    from iwm.finding import read_architecture
     from iwm.model_card import CITATION
     from iwm.zoo import ZOO
 
@@ -142,9 +142,11 @@ def _place(entry: ZooEntry) -> str:
 
 def _exported(name: str) -> dict[str, str] | None:
     """Backend, precision and space of a folder that `iwm export` wrote for another runtime."""
-    if not os.path.isdir(name):
+    from iwm.model_folder import EXPORT_FILE
+
+    if not os.path.isfile(os.path.join(name, EXPORT_FILE)):
         return None
-    from iwm.runtimes import read_about
+    from iwm.runtimes import read_about  # It needs torch.
 
     return read_about(Path(name))
 
@@ -171,10 +173,10 @@ def _summary(entry: ZooEntry) -> dict[str, Any]:
 
 def _config(entry: ZooEntry) -> WorldModelConfig:
     """What the checkpoint says where it is here, else the table."""
-    from iwm.checkpoint import CONFIG_FILE, read_config
     from iwm.errors import IWMError
+    from iwm.finding import fetch_entry, read_architecture
     from iwm.hub_client import HubOptions
-    from iwm.loading import fetch_entry, read_architecture
+    from iwm.model_folder import CONFIG_FILE, read_config
 
     if entry.embedded:
         return read_architecture(entry.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from iwm.adapter import Adapter
-from iwm.checkpoint import CONFIG_FILE, read_config, save_adapter, save_model
+from iwm.checkpoint import save_adapter, save_model
 from iwm.config import AdapterConfig, PredictorConfig, TaskConfig, WorldModelConfig
 from iwm.device import machine, resolve_device
 from iwm.encoder import set_drop_path
@@ -27,6 +27,7 @@ from iwm.finetuning.measure import measure, validator
 from iwm.finetuning.result import RESULT_FILE, FinetuneResult, TaskResult
 from iwm.finetuning.task import FinetuneTask
 from iwm.loading import load
+from iwm.model_folder import CONFIG_FILE, read_config
 from iwm.training.distributed import World, joined
 from iwm.training.execution import prefer_plain_attention, prepare_blocks
 from iwm.training.loop import train

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from iwm.checkpoint import CONFIG_FILE
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
 from iwm.fields import dotted, from_dict, to_json
 from iwm.files import atomic_write, remove_unfinished, write_text
+from iwm.model_folder import CONFIG_FILE
 from iwm.training.config import RunConfig
 
 RUN_FILE = "run.json"

@@ -10,8 +10,8 @@ import pytest
 from hub_files import model_files, pinned_entry
 
 import iwm
-from iwm.checkpoint import read_config
 from iwm.errors import IntegrityError
+from iwm.model_folder import read_config
 from iwm.zoo import ZOO
 
 

@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 import iwm
-from iwm.checkpoint import read_config
 from iwm.errors import SaveError
 from iwm.evaluation import knn, mrr
+from iwm.model_folder import read_config
 
 
 def _plain(value):

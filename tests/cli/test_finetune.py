@@ -13,7 +13,7 @@ from labelled_files import write_class_folder, write_segmentation_folder
 from PIL import Image
 
 import iwm
-from iwm.checkpoint import read_config
+from iwm.model_folder import read_config
 
 SHORT = [
     "--steps",

@@ -2,14 +2,16 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from adapter_parts import classification, make_model, segmentation
 from hub_files import model_files, pinned_entry
 
 import iwm
-from iwm.checkpoint import read_config
 from iwm.model_card import CITATION
+from iwm.model_folder import read_config
 from iwm.zoo import ZOO
 
 
@@ -27,6 +29,21 @@ def test_list_json(command, pattern):
         assert row["input"] == ZOO[name].config.preprocess.size
         assert isinstance(row["license"], str)
         assert row["license"]
+
+
+@pytest.mark.parametrize("words", [["list"], ["info"], ["info", "iwm-equi-18-384"], ["info", "iwm-tinny"]])
+def test_what_is_in_tables_is_told_without_torch(environment, words):
+    code = (
+        "import sys; from iwm.cli.main import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, 'iwm.finding' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1] == "False True"
+    assert done.returncode == (1 if "iwm-tinny" in words else 0)
 
 
 def test_list_counts_parameters(command):

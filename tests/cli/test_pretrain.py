@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
 import iwm
-from iwm.checkpoint import read_config
 from iwm.fields import from_dict
+from iwm.model_folder import read_config
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.estimate import estimate
 from iwm.pretraining.recipes import find_recipe

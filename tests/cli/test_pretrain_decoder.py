@@ -5,8 +5,8 @@ import shlex
 import pytest
 
 import iwm
-from iwm.checkpoint import read_config
 from iwm.evaluation.reconstruction import reconstruction
+from iwm.model_folder import read_config
 
 WORDS = ("--steps", 3, "--batch-size", 4, "--width", 32, "--depth", 1, "--heads", 2, "--data.workers", 0)
 

@@ -11,7 +11,7 @@ from hub_files import check_entry, evaluate
 from loopback_hub import Cut, Hang, Repo, Status
 
 import iwm
-from iwm.checkpoint import read_config
+from iwm.model_folder import read_config
 from iwm.zoo import ZOO
 
 # Of the client, about its own call.

@@ -7,13 +7,13 @@ import torch
 
 import iwm
 from iwm.actions import draw_photometry
-from iwm.checkpoint import read_config
 from iwm.config import DecoderConfig
 from iwm.decoder import Decoder
 from iwm.decoding.config import DecodingConfig, decoder_recipe
 from iwm.decoding.run import train_decoder
 from iwm.decoding.task import DecodingTask
 from iwm.errors import InvalidConfigError
+from iwm.model_folder import read_config
 from iwm.photometry import transform
 from iwm.training.config import DataConfig, OptimConfig
 from iwm.world_model import WorldModel

@@ -10,7 +10,7 @@ from adapter_parts import classification, make_model
 
 import iwm
 from iwm import zoo
-from iwm.checkpoint import read_config
+from iwm.model_folder import read_config
 
 ROOT = Path(iwm.__file__).parents[1]
 

@@ -13,12 +13,13 @@ from labelled_files import write_class_folder
 
 import iwm
 from iwm.adapter import Adapter
-from iwm.checkpoint import load_weights, read_config, save_model, task_file
+from iwm.checkpoint import load_weights, save_model
 from iwm.errors import InvalidConfigError
 from iwm.fields import from_dict, to_json
 from iwm.finetuning.config import AugmentConfig, FinetuneConfig
 from iwm.finetuning.folders import read_task
 from iwm.finetuning.run import Finetuning, finetune, finetune_alone
+from iwm.model_folder import read_config, task_file
 from iwm.training.config import OptimConfig
 from iwm.training.run_folder import RunFolder
 from iwm.world_model import WorldModel

@@ -10,9 +10,9 @@ import iwm
 from iwm import integrity
 from iwm.checkpoint import save_model
 from iwm.encoder import Encoder
+from iwm.finding import download
 from iwm.hub_client import HubOptions
 from iwm.integrity import hash_file
-from iwm.loading import download
 from iwm.world_model import WorldModel
 
 

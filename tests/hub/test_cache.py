@@ -26,9 +26,9 @@ from loopback_hub import Stall, Status
 
 import iwm
 from iwm.errors import IntegrityError, SaveError, WeightsUnavailableError
+from iwm.finding import download
 from iwm.hub_client import HubOptions
 from iwm.integrity import hash_file
-from iwm.loading import download
 from iwm.zoo import ZOO
 
 MAIN = ("config.json", "model.safetensors")

@@ -16,9 +16,9 @@ from loopback_hub import Corrupt
 
 import iwm
 from iwm.errors import IntegrityError, SaveError, WeightsUnavailableError
+from iwm.finding import download
 from iwm.hub_client import HubOptions
 from iwm.integrity import Receipt, is_fetched
-from iwm.loading import download
 from iwm.world_model import WorldModel
 from iwm.zoo import ZOO
 

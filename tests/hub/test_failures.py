@@ -13,8 +13,8 @@ from loopback_server import Answer
 
 import iwm
 from iwm.errors import UnknownModelError, WeightsUnavailableError
+from iwm.finding import download
 from iwm.hub_client import HubOptions
-from iwm.loading import download
 
 INFO = "/api/models/*"
 CONFIG = "*/resolve/*/config.json"

@@ -5,9 +5,9 @@ from hub_files import check_cache, check_model, check_tensors, model_files, pinn
 
 import iwm
 from iwm.errors import UnknownModelError, WeightsUnavailableError
+from iwm.finding import download
 from iwm.hub import RepoName, fetch
 from iwm.hub_client import HubOptions
-from iwm.loading import download
 from iwm.world_model import WorldModel
 from iwm.zoo import ZOO
 

@@ -9,8 +9,8 @@ from loopback_hub import Corrupt
 
 import iwm
 from iwm.errors import IntegrityError, InvalidConfigError, WeightsUnavailableError
+from iwm.finding import download
 from iwm.hub_client import HubOptions
-from iwm.loading import download
 from iwm.world_model import WorldModel
 from iwm.zoo import ZOO
 

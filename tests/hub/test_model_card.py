@@ -8,7 +8,6 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from iwm.checkpoint import read_config
 from iwm.config import (
     STRENGTHS,
     ActionConfig,
@@ -18,6 +17,7 @@ from iwm.config import (
     WorldModelConfig,
 )
 from iwm.model_card import CITATION, datasets, scores, write_card
+from iwm.model_folder import read_config
 from iwm.zoo import ZOO
 
 REPO = "org/my-model"

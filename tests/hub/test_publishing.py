@@ -10,15 +10,15 @@ from hub_files import check_entry, check_same, evaluate
 import iwm
 import iwm.config
 import iwm.zoo
-from iwm.checkpoint import read_config
 from iwm.errors import (
     IntegrityError,
     UnknownModelError,
     WeightsUnavailableError,
 )
+from iwm.finding import download
 from iwm.hub_client import HubOptions
-from iwm.loading import download
 from iwm.model_card import write_card
+from iwm.model_folder import read_config
 from iwm.publishing import push
 from iwm.world_model import WorldModel
 from iwm.zoo import ZOO, HubFiles

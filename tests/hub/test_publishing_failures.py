@@ -9,7 +9,6 @@ from loopback_hub import Blob, Cut, Hang, Repo, Status
 import iwm
 import iwm.config
 import iwm.zoo
-from iwm.checkpoint import read_config
 from iwm.errors import (
     IncompatibleWeightsError,
     IntegrityError,
@@ -17,6 +16,7 @@ from iwm.errors import (
     UnknownModelError,
     WeightsUnavailableError,
 )
+from iwm.model_folder import read_config
 from iwm.publishing import push
 
 # Of the client, about its own call.

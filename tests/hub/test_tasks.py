@@ -11,7 +11,7 @@ from hub_files import check_cache, check_entry, evaluate, flip, pinned_entry
 
 import iwm
 from iwm.adapter import Adapter
-from iwm.checkpoint import MAX_CONFIG_BYTES, read_config, save_adapter, task_file
+from iwm.checkpoint import save_adapter
 from iwm.errors import (
     IncompatibleWeightsError,
     IntegrityError,
@@ -19,7 +19,8 @@ from iwm.errors import (
     UnknownTaskError,
     WeightsUnavailableError,
 )
-from iwm.loading import download
+from iwm.finding import download
+from iwm.model_folder import MAX_CONFIG_BYTES, read_config, task_file
 from iwm.publishing import push
 from iwm.world_model import WorldModel
 from iwm.zoo import ZOO

@@ -15,16 +15,16 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensors
 
 import iwm
-from iwm.checkpoint import MAX_CONFIG_BYTES
 from iwm.errors import (
     IncompatibleWeightsError,
     InvalidConfigError,
     UnknownModelError,
     WeightsUnavailableError,
 )
+from iwm.finding import download
 from iwm.hub import MAX_FILES
 from iwm.hub_client import HubOptions
-from iwm.loading import download
+from iwm.model_folder import MAX_CONFIG_BYTES
 from iwm.world_model import WorldModel
 
 

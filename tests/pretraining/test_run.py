@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import iwm
-from iwm.checkpoint import load_weights, read_config
+from iwm.checkpoint import load_weights
 from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.fields import from_dict, to_json
 from iwm.finetuning.config import FinetuneConfig
+from iwm.model_folder import read_config
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.run import check_start, pretrain
 from iwm.pretraining.task import PretrainTask
