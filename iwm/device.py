@@ -1,6 +1,7 @@
 """From a device's name to a device that works."""
 
 import contextlib
+import os
 import platform
 
 import torch
@@ -37,6 +38,11 @@ def planned_device(name: str) -> tuple[torch.device, bool]:
         with contextlib.suppress(RuntimeError):
             return torch.device(name), False
     return resolve_device(name), True
+
+
+def usable_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine(device: torch.device) -> str:

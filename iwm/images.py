@@ -14,8 +14,10 @@ import itertools
 import math
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -26,6 +28,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from iwm.config import PreprocessConfig
+from iwm.device import usable_cpus
 from iwm.errors import InvalidConfigError, InvalidDataError, InvalidImageError
 from iwm.photometry import IDENTITY, transform
 
@@ -34,6 +37,7 @@ Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 
 ImageT = TypeVar("ImageT")
 ItemT = TypeVar("ItemT")
+ReadT = TypeVar("ReadT")
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 """Files that count as images when a folder is listed."""
@@ -52,6 +56,10 @@ _LONGEST = 4
 _KINDS = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] tensor"
 
 
+_OPENING = threading.Lock()
+"""Filters of warnings are the whole process's: one thread at a time changes them, to read a file's header."""
+_READERS = 8
+"""Threads at most that read image files."""
 _DRAFT = 4
 """Pixels of a JPEG file's shorter side that are decoded, over those it is resized to: as good as all."""
 
@@ -94,10 +102,15 @@ class Preprocess:
         if len(kinds) == 1 and isinstance(batch[0], Tensor) and batch[0].shape == target:
             with contextlib.suppress(InvalidImageError):  # One by one below, to say which it is.
                 return check_pixels(torch.stack(cast("list[Tensor]", batch)))
-        prepared = [self._numbered(image, first + place) for place, image in enumerate(batch)]
+        numbered = [(image, first + place) for place, image in enumerate(batch)]
+        files = all(
+            isinstance(image, str | os.PathLike) for image in batch
+        )  # An open image may be there twice.
+        prepared = list((in_threads if files else map)(self._numbered, numbered))
         return torch.stack([pixels.to(prepared[0].device) for pixels in prepared])
 
-    def _numbered(self, image: ImageLike, number: int) -> Tensor:
+    def _numbered(self, numbered: tuple[ImageLike, int]) -> Tensor:
+        image, number = numbered
         try:
             _check_opened(image)
             return self.one(image)
@@ -260,6 +273,25 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     return images
 
 
+def in_threads(read: Callable[[ItemT], ReadT], items: Sequence[ItemT]) -> list[ReadT]:
+    """`[read(item) for item in items]` for what reads images, which several threads do at once.
+
+    An error is that of the first item that has one.
+    """
+    threads = min(usable_cpus(), _READERS, len(items))
+    if threads < 2:
+        return [read(item) for item in items]
+    with ThreadPoolExecutor(threads, thread_name_prefix="iwm-read") as pool:
+        return list(pool.map(read, items))
+
+
+def _opened(image: str | os.PathLike[str] | bytes) -> Image.Image:
+    """A file or its bytes, of which no more than the header is read; too many pixels are an error."""
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+
+
 def open_rgb(image: ImageLike | bytes, at_least: int | None = None, name: str = "image") -> Image.Image:
     """Any single image but a tensor as an upright RGB PIL image.
 
@@ -279,14 +311,12 @@ def open_rgb(image: ImageLike | bytes, at_least: int | None = None, name: str = 
     if isinstance(image, str | os.PathLike | bytes):
         path = name if isinstance(image, bytes) else Path(image)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-                    if opened.format == "EPS":  # Pillow would run it.
-                        raise InvalidImageError(f"{path} is PostScript, a program; save it as PNG first.")
-                    if at_least:
-                        opened.draft(None, (at_least, at_least))  # Does nothing but to JPEG files.
-                    return _to_rgb(opened, str(path))
+            with _opened(image) as opened:
+                if opened.format == "EPS":  # Pillow would run it.
+                    raise InvalidImageError(f"{path} is PostScript, a program; save it as PNG first.")
+                if at_least:
+                    opened.draft(None, (at_least, at_least))  # Does nothing but to JPEG files.
+                return _to_rgb(opened, str(path))
         except InvalidImageError:
             raise
         except FileNotFoundError as error:

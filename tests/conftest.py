@@ -24,6 +24,7 @@ from iwm.config import (
     PreprocessConfig,
     WorldModelConfig,
 )
+from iwm.device import usable_cpus
 
 # Before the Hub's client is imported, which reads these once. No test reaches a user's cache or token.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="iwm-tests-hub-")
@@ -43,8 +44,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One worker for each processor that this process may use, at most eight; each takes about 1 GB of memory."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, 8)
+    return min(usable_cpus(), 8)
 
 
 def _tiny_config(

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import ExifTags, Image
 from smooth_pictures import smooth
 
 from iwm.config import PreprocessConfig
+from iwm.device import usable_cpus
 from iwm.errors import InvalidDataError, InvalidImageError
 from iwm.images import (
     Preprocess,
@@ -366,6 +369,42 @@ def test_mixed_lists_keep_their_order(tmp_path, preprocess):
     ]
     for images in (items, tuple(items), iter(items), (i for i in items)):
         torch.testing.assert_close(preprocess(images), torch.stack(expected), atol=1e-6, rtol=0)
+
+
+def test_files_are_read_by_several_threads_and_come_in_order(tmp_path, preprocess):
+    paths = [tmp_path / f"{i:02}.png" for i in range(40)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (40 + i, 33), (i, 2 * i, 5 * i)).save(path)
+    threads = set()
+
+    class Watched(Preprocess):
+        def one(self, image, name="image"):
+            threads.add(threading.get_ident())
+            return super().one(image, name)
+
+    assert torch.equal(Watched(preprocess.config)(paths), torch.cat([preprocess(path) for path in paths]))
+    assert (threading.get_ident() in threads) == (usable_cpus() == 1)
+    for broken in (7, 3):
+        paths[broken].write_text("no image")
+    with pytest.raises(InvalidImageError, match=r"03\.png"):
+        preprocess(paths)
+
+
+def test_reading_in_threads_leaves_the_filters_of_warnings(tmp_path, preprocess):
+    paths = [tmp_path / f"{i}.png" for i in range(32)]
+    for path in paths:
+        Image.new("RGB", (40, 40)).save(path)
+    before = list(warnings.filters)
+    preprocess(paths * 8)
+    assert warnings.filters == before
+
+
+def test_an_open_image_may_be_several_of_a_list(tmp_path, preprocess):
+    """Pillow reads it at first use, which two threads may not do at once."""
+    smooth(500, 400).save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as opened:
+        pixels = preprocess([opened] * 8)
+    assert all(torch.equal(one, pixels[0]) for one in pixels)
 
 
 def test_inputs_are_not_changed(preprocess):

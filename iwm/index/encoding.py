@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from iwm.errors import InvalidImageError
-from iwm.images import Preprocess
+from iwm.images import Preprocess, in_threads
 from iwm.index.photo import Photo, content_hash, read_bytes, read_photo
 from iwm.index.report import Remark
 from iwm.index.sketch import sketch
@@ -74,18 +74,25 @@ class Encoded:
     skipped: list[Remark]
 
 
-def read_jobs(jobs: Iterable[Job], preprocess: Preprocess) -> Readings:
+def read_jobs(jobs: Sequence[Job], preprocess: Preprocess) -> Readings:
     """Read files; what cannot be read is listed with its reason."""
-    readings = Readings()
-    for job in jobs:
+
+    def read(job: Job) -> Photo | Remark | None:
+        """None is the same as before."""
         try:
             data = read_bytes(job.found)
             if job.hash is not None and content_hash(data) == job.hash:
-                readings.same.append(job.found)
-                continue
-            photo = read_photo(job.found, data, preprocess)
+                return None
+            return read_photo(job.found, data, preprocess)
         except InvalidImageError as error:
-            readings.skipped.append(Remark(job.found.path, str(error)))
+            return Remark(job.found.path, str(error))
+
+    readings = Readings()
+    for job, photo in zip(jobs, in_threads(read, jobs), strict=True):
+        if photo is None:
+            readings.same.append(job.found)
+        elif isinstance(photo, Remark):
+            readings.skipped.append(photo)
         else:
             readings.photos.append(photo)
             readings.known.append(job.hash is not None)
