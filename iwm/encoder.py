@@ -199,7 +199,8 @@ def sincos_positions(width: int, grid: tuple[int, int], train_grid: int, like: T
         train_grid: patches along one side of a training image.
         like: a tensor of the device and dtype to return.
     """
-    return torch.from_numpy(_position_table(width, grid, train_grid)).to(like)
+    table = torch.from_numpy(_position_table(width, grid, train_grid))
+    return table.to(like.device, like.dtype, non_blocking=like.is_cuda)
 
 
 @functools.lru_cache(maxsize=64)

@@ -31,24 +31,30 @@ def transform(images: Tensor, params: Tensor) -> Tensor:
     Args:
         images: `[B, 3, H, W]` floats in [0, 1].
         params: `[B, 7]`, columns as in `FIELDS`; factors >= 0, hue in turns, blur a sigma in
-            pixels (0 is none), grayscale and solarize 0 or 1.
+            pixels (0 is none), grayscale and solarize 0 or 1. On the CPU, they keep no GPU waiting.
 
     Returns:
         Images of the same shape and dtype, never changed in place; the very same tensor where
         every photometry is the identity.
     """
-    params = params.to(device=images.device, dtype=images.dtype)
+    params = params.to(images.dtype)
+    there = _moved(params, images)
+
+    def blur(images: Tensor, sigma: Tensor) -> Tensor:
+        return gaussian_blur(images, sigma, largest=params[:, 5].max().item())
+
     operations = (
-        adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue, grayscale, gaussian_blur, solarize,
+        adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue, grayscale, blur, solarize,
     )  # fmt: skip
     out = images
-    for operation, identity, column in zip(operations, IDENTITY, params.unbind(1), strict=True):
-        rows = (column != identity).nonzero().squeeze(1)
+    for column, (operation, identity) in enumerate(zip(operations, IDENTITY, strict=True)):
+        rows = (params[:, column] != identity).nonzero().squeeze(1)
         if 0 < len(rows) == len(images):
-            out = operation(out, column)
+            out = operation(out, there[:, column])
         elif len(rows):  # The samples away from identity only: exact, and no work for the rest.
+            rows = _moved(rows, images)
             out = images.clone() if out is images else out
-            out.index_copy_(0, rows, operation(out[rows], column[rows]))
+            out.index_copy_(0, rows, operation(out[rows], there[rows, column]))
     return out
 
 
@@ -97,14 +103,15 @@ def grayscale(images: Tensor, on: Tensor) -> Tensor:
     return torch.where(_per_sample(on) != 0, _luma(images).expand_as(images), images)
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_blur(images: Tensor, sigma: Tensor, largest: float | None = None) -> Tensor:
     """Separable Gaussian of `sigma` `[B]` pixels: 4 sigma on each side, reflected borders.
 
     A side shorter than the kernel keeps as much of it as can be reflected. Sigma 0 leaves
-    its sample as it is.
+    its sample as it is. `largest` is the largest sigma, where that is known.
     """
     batch, channels, height, width = images.shape
-    radius = min(max(math.ceil(4.0 * sigma.max().item()), 1), max(height, width) - 1)
+    largest = sigma.max().item() if largest is None else largest
+    radius = min(max(math.ceil(4.0 * largest), 1), max(height, width) - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     # Each sample's own 4 sigma, so that a result never depends on the rest of its batch.
     inside = offsets.abs() <= torch.ceil(4.0 * sigma).unsqueeze(1)
@@ -126,6 +133,11 @@ def solarize(images: Tensor, on: Tensor) -> Tensor:
     """Invert the values of at least 0.5 where `on` `[B]` is not zero."""
     flip = (_per_sample(on) != 0) & (images >= SOLARIZE_THRESHOLD)
     return torch.where(flip, 1.0 - images, images)
+
+
+def _moved(tensor: Tensor, images: Tensor) -> Tensor:
+    """A tensor on the images' device; a GPU is not waited for."""
+    return tensor.to(images.device, non_blocking=images.is_cuda)
 
 
 def _per_sample(parameter: Tensor) -> Tensor:

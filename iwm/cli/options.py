@@ -32,7 +32,7 @@ console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def load_model(name: str, device: str = "cpu", *, exported: bool = False) -> WorldModel:
-    """Load a model for a command, with matrix products in the fastest float32 mode.
+    """Load a model for a command, on a CPU with matrix products in the fastest float32 mode.
 
     Args:
         name: as for `iwm.load`.
@@ -46,7 +46,8 @@ def load_model(name: str, device: str = "cpu", *, exported: bool = False) -> Wor
     from iwm.runtimes import read_about
     from iwm.zoo import ZOO
 
-    torch.set_float32_matmul_precision("medium")
+    if device == "cpu":  # On GPUs it would be TF32: scores would not be those of `iwm.load`.
+        torch.set_float32_matmul_precision("medium")
     about = None if name in ZOO else read_about(Path(name))
     if about is None:
         return load(name, device=device)

@@ -56,7 +56,7 @@ class DecodingTask(Task):
         )
         u = uniforms(seed, keys, stream=_CLEAN_STREAM, count=1)[:, 0]
         params[u < self.config.clean] = torch.tensor(IDENTITY)
-        return transform(crops.float() / 255.0, params.to(crops.device))
+        return transform(crops.float() / 255.0, params)
 
     def after_step(self, step: int) -> dict[str, float]:
         """Nothing follows a step."""

@@ -97,7 +97,7 @@ def photometric(
 ) -> Tensor:
     """Pixels `[B, 3, H, W]` in [0, 1] as the source views of pretraining look [App. A.2, attentive]."""
     params = draw_photometry(distribution, seed=seed, keys=keys, stream=_PHOTOMETRY_STREAM)
-    return transform(pixels, params.to(pixels.device))
+    return transform(pixels, params)
 
 
 class BatchAugment:

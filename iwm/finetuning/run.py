@@ -13,7 +13,7 @@ import torch
 from iwm.adapter import Adapter
 from iwm.checkpoint import save_adapter, save_model
 from iwm.config import AdapterConfig, PredictorConfig, TaskConfig, WorldModelConfig
-from iwm.device import machine, resolve_device
+from iwm.device import machine
 from iwm.encoder import set_drop_path
 from iwm.errors import InvalidConfigError
 from iwm.fields import Json, to_json
@@ -137,6 +137,8 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
     world.wait()  # All have looked at the folder before one of them changes it.
     torch.manual_seed(config.seed)
     adapter = make_adapter(config, model, plan.tasks).to(world.device)
+    if world.size > 1 and world.device.type == "cuda":  # Elsewhere there is no such norm.
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(adapter)  # type: ignore[no-untyped-call]
     images = f"{listing(plan.tasks)}, of {', '.join(plan.names)} on the encoder {model.space}"
     source = _source(config, plan, model, images, world, run)
     task = FinetuneTask(
@@ -182,7 +184,7 @@ def _finetune(config: FinetuneConfig, plan: Finetuning, resume: bool, world: Wor
 
     if not train(task, source, config, run, export, world) or not world.is_main:
         return None
-    return _report(config, plan, trained)
+    return _report(config, plan, trained, world.device)
 
 
 def _kept_metrics(config: FinetuneConfig, base: WorldModelConfig) -> Json:
@@ -267,7 +269,7 @@ def _prepare(config: FinetuneConfig, task: FinetuneTask, device: torch.device) -
     )
 
 
-def _report(config: FinetuneConfig, plan: Finetuning, trained: int) -> FinetuneResult:
+def _report(config: FinetuneConfig, plan: Finetuning, trained: int, device: torch.device) -> FinetuneResult:
     """Measure the folder as it was written, and record it there."""
     described = read_config(plan.out)
     own = described.adapters[plan.adapter]
@@ -275,7 +277,7 @@ def _report(config: FinetuneConfig, plan: Finetuning, trained: int) -> FinetuneR
     folder = os.path.join(".", plan.out) if str(plan.out) in ZOO else str(plan.out)
     results = []
     for data in plan.tasks:
-        scores = measure(folder, data.name, data.val, resolve_device(config.device).type)
+        scores = measure(folder, data.name, data.val, str(device))
         results.append(TaskResult(task=data.name, kind=config.task, scores=scores))
     metrics = {result.task: result.scores for result in results}
     adapters = {plan.adapter: replace(own, metrics=metrics)}

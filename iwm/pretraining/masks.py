@@ -55,7 +55,7 @@ def draw_masks(
     corners = _PLACEMENTS * config.blocks * 2
     u = uniforms(seed, keys, stream=_MASK_STREAM, count=corners + count)
     if torch.device(device).type == "cuda":  # Other devices may have no float64.
-        u = u.to(device)
+        u = u.to(device, non_blocking=True)
     unions = _unions(sizes, grid, u[:, :corners].view(-1, _PLACEMENTS, config.blocks, 2))
     nearest = (unions.sum(dim=2) - (count - kept)).abs().argmin(dim=1)
     masked = unions[torch.arange(len(u), device=u.device), nearest]
@@ -85,7 +85,7 @@ def _unions(sizes: np.ndarray[Any, Any], grid: tuple[int, int], corners: Tensor)
     """
     spans = []
     for axis in (0, 1):
-        size = torch.from_numpy(sizes[:, axis]).to(corners.device)
+        size = torch.from_numpy(sizes[:, axis]).to(corners.device, non_blocking=corners.is_cuda)
         first = (corners[..., axis] * (grid[axis] - size + 1)).floor().unsqueeze(-1)
         positions = torch.arange(grid[axis], device=corners.device)
         spans.append((positions >= first) & (positions < first + size.unsqueeze(-1)))

@@ -116,9 +116,11 @@ def _paper(name: str) -> PretrainConfig:
     """300 epochs (P) of ImageNet's 1,281,167 images in batches of 2048 (J), 40 of warmup (P)."""
     return PretrainConfig(
         model=_model(name),
-        data=DataConfig(workers=8),
+        data=DataConfig(workers=12),
         steps=300 * 1_281_167 // 2048,
         batch_size=2048,
+        checkpoint_every=2500,
+        monitor_every=2500,
     )
 
 

@@ -55,6 +55,6 @@ def make_views(
         u = uniforms(seed, keys, stream=_CLEAN_STREAM, count=1)[:, 0]
         source[u < clean] = torch.tensor(IDENTITY)
         target[(u >= clean) & (u < 2 * clean)] = torch.tensor(IDENTITY)
-    params = torch.stack((source, target), dim=1).to(crops.device)
+    params = torch.stack((source, target), dim=1).to(crops.device, non_blocking=crops.is_cuda)
     pixels = crops.float() / 255.0
-    return Views(transform(pixels, params[:, 0]), transform(pixels, params[:, 1]), params)
+    return Views(transform(pixels, source), transform(pixels, target), params)

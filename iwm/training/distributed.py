@@ -85,7 +85,12 @@ def joined(device: str) -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(resolve_device(device))
+        here = resolve_device(device)
+        if (
+            here.type == "cuda" and here.index is not None
+        ):  # Pinned memory, among others, is of the current one.
+            torch.cuda.set_device(here)
+        yield World(here)
         return
     if torch.cuda.is_available() and (device == "auto" or device.startswith("cuda")):
         # By its number from the first: `cuda` alone is the first GPU, on which every process would leave something.
@@ -94,8 +99,14 @@ def joined(device: str) -> Iterator[World]:
     if here.type == "cuda":
         torch.cuda.set_device(here)
     # Rank 0 encodes and validates alone meanwhile, longer than the 10 or 30 minutes of the backends.
-    dist.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    backend = "nccl" if here.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(hours=2))
     try:
         yield World(here, dist.get_rank(), size)
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # NCCL's groups end together: the others, who wait for this process elsewhere, would keep it from
+        # telling its error and from ending, at which `torchrun` ends them.
+        if backend != "nccl":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

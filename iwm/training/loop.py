@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _SINCE_2_15 = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _SINCE_2_15 else "broadcast_buffers": False}
-"""Buffers are constants, which need not travel between processes."""
+"""Buffers are constants, or statistics that each process has of its own rows (GPUs: of all rows)."""
 
 _ODD = ("unreadable", "enlarged")
 """What a source counts."""
@@ -370,11 +370,17 @@ class _Trainer:
 
     @contextmanager
     def telling_what_is_good(self) -> Iterator[None]:
-        """Add to a failure to write which checkpoint there is, and what to do."""
+        """Add to a failure to write, or of memory, which checkpoint there is, and what to do."""
         try:
             yield
         except SaveError as error:
             raise SaveError(f"{error} {self._good} Mend that, and the same command goes on.") from error
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"{self.world.device} has not memory enough for step {self.done} ({str(error).splitlines()[0]}) "
+                f"{self._good} Work through a batch in pieces, --accumulate {2 * self.config.accumulate}; keep less "
+                "of it, --activation-checkpointing; or take a smaller --batch-size."
+            ) from error
 
     def export_model(self) -> None:
         """Write the model as it is now."""

@@ -122,6 +122,20 @@ def test_a_gradient_that_is_no_number_never_reaches_a_checkpoint(start, tmp_path
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("step", "words"), [(2, "There is no checkpoint yet"), (6, r"The checkpoint of step 4 in .*run is good")]
+)
+def test_a_device_that_is_full_is_said_with_what_needs_less(start, step, words):
+    def fill():
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.\nMuch more that nobody reads.")
+
+    with pytest.raises(
+        TrainingError,
+        match=rf"^cpu has not memory enough for step {step} \(Tried to allocate 2.00 GiB.\) {words}.*--accumulate 2;",
+    ):
+        start(LinearTask(at={step: fill}))
+
+
 def test_dying_before_the_first_checkpoint_leaves_no_line_twice(start):
     def die():
         raise KeyboardInterrupt
