@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from iwm.config import STRENGTHS, ActionEncoding, PhotometryDistribution
-from iwm.errors import InvalidActionError, nearest
+from iwm.config import STRENGTHS, VECTOR_SIZE, ActionEncoding, PhotometryDistribution
+from iwm.errors import InvalidActionError, InvalidConfigError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -299,9 +299,20 @@ def encode_photometry(params: Tensor, encoding: ActionEncoding = "pair") -> Tens
 
     Returns:
         `[K, 14]` or `[K, 10]`.
+
+    Raises:
+        InvalidActionError: parameters of another shape.
+        InvalidConfigError: no such encoding.
     """
     import torch
 
+    if params.ndim != 3 or params.shape[1:] != (2, 7):
+        raise InvalidActionError(
+            f"Parameters of shape {list(params.shape)}; expected [K, 2, 7], of source and target views: "
+            "torch.stack((source, target), dim=1)."
+        )
+    if encoding not in VECTOR_SIZE:
+        raise InvalidConfigError(f'No encoding is called "{encoding}".{nearest(str(encoding), VECTOR_SIZE)}')
     factors = params[..., :3].clamp_min(_MIN_FACTOR).log()
     hue = params[..., 3:4] * _HUE_SCALE
     jitter = torch.cat((factors, hue), dim=-1)

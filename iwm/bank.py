@@ -27,6 +27,7 @@ from iwm.errors import (
     InvalidImageError,
     WeightsUnavailableError,
 )
+from iwm.fields import require_count
 from iwm.images import ImageLike, Images, iterate
 from iwm.latent import Latent
 from iwm.world_model import WorldModel
@@ -178,13 +179,8 @@ class Bank:
         Raises:
             IncompatibleLatentError: a query of another space or grid.
         """
-        if not isinstance(latent, Latent):
-            raise IncompatibleLatentError(
-                f"Expected iwm.Latent, got {type(latent).__name__}; write model.encode(image)."
-            )
         self._latents.check_matches(latent)
-        if k < 1:
-            raise InvalidConfigError(f"k is {k}; it must be at least 1.")
+        require_count("k", k)
         order = distances(latent.tokens, self._latents.tokens).topk(min(k, len(self)), largest=False)
         ids = [[self._ids[i] for i in row] for row in order.indices.tolist()]
         return SearchResult(ids, order.values)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +34,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             raise OSError(str(error)) from error
 
 
+def plain_state(module: nn.Module) -> dict[str, Any]:
+    """Its state by the names of its own modules, whichever of them `torch.compile` has wrapped."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in module.state_dict().items()}
+
+
 def save_model(
     folder: Path,
     config: WorldModelConfig,
@@ -40,14 +46,15 @@ def save_model(
     student: nn.Module | None = None,
     adapters: Mapping[str, nn.Module] | None = None,
     decoder: nn.Module | None = None,
+    keep_student: bool = False,
 ) -> None:
     """Write a model folder; the config comes last, so that a folder that has one is whole."""
     remove(receipt_path(folder))  # It speaks of what was downloaded here.
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith(("adapters.", "decoder."))}
+    state = {k: v for k, v in plain_state(model).items() if not k.startswith(("adapters.", "decoder."))}
     write_tensors(folder / WEIGHTS_FILE, _half(state))
     if student is not None:
         write_tensors(folder / STUDENT_FILE, _half(student.state_dict()))
-    else:
+    elif not keep_student:
         remove(folder / STUDENT_FILE)  # It would belong to another model.
     for name, adapter in (adapters or {}).items():
         _write_adapter(folder / task_file(name), adapter)

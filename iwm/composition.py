@@ -51,10 +51,10 @@ def _check(first: Photometry, second: Photometry) -> None:
     if first.solarize and not dataclasses.replace(second, solarize=False).is_clean:
         raise _refusal("solarize comes last, and nothing can be moved before it", "solarized")
     if first.grayscale:
-        return
+        linear = [name for name in linear if name == "contrast"]  # There is no colour to saturate.
     if first.hue and linear:
         raise _refusal(f"{linear[0]} refers to the luma, which a hue rotation changes", "rotated in hue")
-    if first.blur and second.hue:
+    if first.blur and second.hue and not first.grayscale:
         raise _refusal("a hue rotation does not pass a blur, which mixes neighbouring colours", "blurred")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.costs import latent_cost, predictions_at_a_time
 from iwm.errors import IncompatibleLatentError, InvalidActionError, InvalidConfigError, InvalidImageError
-from iwm.images import Images, iterate
+from iwm.images import Images, iterate, open_header, upright_size
 from iwm.latent import Latent
 from iwm.planning import Hypothesis, SearchSpace, Solver, search
 
@@ -284,8 +284,7 @@ def _size(image: Any) -> tuple[int, int] | None:
     if isinstance(image, Image.Image):
         return image.size
     try:
-        with Image.open(image) as opened:
-            turned = opened.getexif().get(0x0112, 1) >= 5
-            return opened.size[::-1] if turned else opened.size
-    except OSError:
-        return None  # Encoding it will say what is wrong.
+        with open_header(image) as opened:
+            return upright_size(opened)
+    except Exception:  # Encoding it will say what is wrong.
+        return None

@@ -6,10 +6,11 @@ checked, and messages stay short and printable.
 
 import dataclasses
 import json
+import operator
 import re
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, SupportsIndex, TypeVar, cast, get_args, get_origin
 
 from iwm.errors import InvalidConfigError, nearest, quoted
 
@@ -21,6 +22,18 @@ def require(condition: bool, message: str) -> None:
     """Raise `InvalidConfigError(message)` unless `condition` holds."""
     if not condition:
         raise InvalidConfigError(message)
+
+
+def require_count(name: str, value: object, least: int = 1) -> None:
+    """Raise `InvalidConfigError` unless `value` is a whole number, and at least so large."""
+    require(
+        hasattr(value, "__index__") and not isinstance(value, bool),
+        f"{name} is {quoted(repr(value))}; it must be a whole number, at least {least}.",
+    )
+    require(
+        operator.index(cast(SupportsIndex, value)) >= least,
+        f"{name} is {value}; it must be at least {least}.",
+    )
 
 
 def require_choice(name: str, value: str, choices: Any) -> None:

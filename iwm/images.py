@@ -24,12 +24,13 @@ from typing import Any, TypeAlias, TypeVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from iwm.config import PreprocessConfig
 from iwm.device import usable_cpus
-from iwm.errors import InvalidConfigError, InvalidDataError, InvalidImageError
+from iwm.errors import InvalidDataError, InvalidImageError
+from iwm.fields import require_count
 from iwm.photometry import IDENTITY, transform
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor"
@@ -51,12 +52,14 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Where Pillow finds the orientation of an image that it has read."""
 _LONGEST = 4
 """A side of an uncropped image, over the model's size: attention grows with its fourth power."""
 _KINDS = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] tensor"
 
 
-_OPENING = threading.Lock()
+_FILTERS = threading.Lock()
 """Filters of warnings are the whole process's: one thread at a time changes them, to read a file's header."""
 _READERS = 8
 """Threads at most that read image files."""
@@ -127,7 +130,7 @@ class Preprocess:
             name: what to call bytes in an error.
         """
         if isinstance(image, Tensor):
-            pixels = check_pixels(image[None])[0]
+            pixels = check_pixels(_as_batch(image))[0]
             if pixels.shape[1:] == (self.size, self.size):
                 return pixels
             return self._resize_tensor(pixels)
@@ -146,7 +149,7 @@ class Preprocess:
         Returns:
             Pixels `[3, H, W]` in [0, 1], and height and width of the image as it was given.
         """
-        given = check_pixels(image[None]) if isinstance(image, Tensor) else open_rgb(image)
+        given = check_pixels(_as_batch(image)) if isinstance(image, Tensor) else open_rgb(image)
         if isinstance(given, Tensor):
             height, width = given.shape[2:]
         else:
@@ -207,8 +210,7 @@ def batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]
     Raises:
         InvalidImageError: there are none.
     """
-    if size < 1:
-        raise InvalidConfigError(f"batch_size is {size}; it must be at least 1.")
+    require_count("batch_size", size)
     stream = iter(images)
     batch = list(itertools.islice(stream, size))
     if not batch:
@@ -285,11 +287,45 @@ def in_threads(read: Callable[[ItemT], ReadT], items: Sequence[ItemT]) -> list[R
         return list(pool.map(read, items))
 
 
-def _opened(image: str | os.PathLike[str] | bytes) -> Image.Image:
-    """A file or its bytes, of which no more than the header is read; too many pixels are an error."""
-    with _OPENING, warnings.catch_warnings():
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """For what Pillow says of malformed EXIF data, which nobody can mend; one thread at a time."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def open_header(image: str | os.PathLike[str] | bytes) -> Image.Image:
+    """A file or its bytes, of which no more than the header is read.
+
+    Raises:
+        PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning: it has too many pixels.
+    """
+    with without_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+    if isinstance(opened, TiffImagePlugin.TiffImageFile):
+        opened.filename = ""  # Or Pillow maps the file, and garbles pixels that have to be turned.
+    return opened
+
+
+def too_many_pixels(path: object) -> str:
+    """What to say of a file that was made to fill the memory, or looks like one."""
+    return f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first."
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image, as Pillow opened it, once it is turned upright."""
+    turned = image.format != "TIFF" and exif_of(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
+
+
+def exif_of(image: Image.Image) -> Image.Exif:
+    """EXIF data; of what is malformed nothing is said."""
+    if image.format == "PNG":
+        image.load()  # Where Pillow looks for it.
+    with without_warnings():
+        return image.getexif()
 
 
 def open_rgb(image: ImageLike | bytes, at_least: int | None = None, name: str = "image") -> Image.Image:
@@ -311,7 +347,7 @@ def open_rgb(image: ImageLike | bytes, at_least: int | None = None, name: str = 
     if isinstance(image, str | os.PathLike | bytes):
         path = name if isinstance(image, bytes) else Path(image)
         try:
-            with _opened(image) as opened:
+            with open_header(image) as opened:
                 if opened.format == "EPS":  # Pillow would run it.
                     raise InvalidImageError(f"{path} is PostScript, a program; save it as PNG first.")
                 if at_least:
@@ -324,9 +360,7 @@ def open_rgb(image: ImageLike | bytes, at_least: int | None = None, name: str = 
         except IsADirectoryError as error:
             raise InvalidImageError(f"{path} is a folder; pass the image files in it.") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise InvalidImageError(
-                f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first."
-            ) from error
+            raise InvalidImageError(too_many_pixels(path)) from error
         except UnidentifiedImageError as error:  # Its words name a stream in memory, not the image.
             raise InvalidImageError(f"Cannot read {path} as an image: no format that Pillow knows") from error
         except Exception as error:  # Decoders of damaged files raise many kinds.
@@ -390,11 +424,14 @@ def map_pixels(image: ImageT, change: Callable[[Tensor], Tensor]) -> ImageT:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Honour the EXIF orientation, also where other EXIF fields are malformed."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow writes all fields again, and trips over wrong types.
-        turn = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        return image if turn is None else image.transpose(turn)
+    image.load()  # Which turns TIFF files already.
+    turn = _ORIENTATIONS.get(exif_of(image).get(ExifTags.Base.Orientation, 1))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for place in _ORIENTED:  # Or it would be turned again.
+        turned.info.pop(place, None)
+    return turned
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -434,15 +471,34 @@ def _from_deep(image: Image.Image, name: str) -> Image.Image:
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     shape = "x".join(map(str, array.shape))
     if array.dtype != np.uint8:
-        raise InvalidImageError(
-            f"Array of {array.dtype} and shape {shape}; expected uint8. "
-            "For floats in [0, 1] write (array * 255).round().astype('uint8')."
+        hint = (
+            " Write (array >> 8).astype('uint8') if values go to 65535."
+            if array.dtype == np.uint16
+            else " For floats in [0, 1] write (array * 255).round().astype('uint8')."
         )
+        raise InvalidImageError(f"Array of {array.dtype} and shape {shape}; expected uint8.{hint}")
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4)):
         if 0 in array.shape:
             raise InvalidImageError(f"Array of shape {shape} has no pixels.")
         return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
     raise InvalidImageError(f"Array of shape {shape}; expected height x width x 3 (or 1, or 4) channels.")
+
+
+def _as_batch(image: Tensor) -> Tensor:
+    """A single image as a batch of one.
+
+    Raises:
+        InvalidImageError: it has not the shape of one.
+    """
+    if image.ndim == 4 and image.shape[1] == 3:
+        raise InvalidImageError(
+            f"A batch of shape {list(image.shape)} where one image is expected; pass the batch itself, several "
+            "as torch.cat(batches)."
+        )
+    if image.ndim != 3 or image.shape[0] != 3:
+        hint = " Write tensor.permute(2, 0, 1)." if image.ndim == 3 and image.shape[2] == 3 else ""
+        raise InvalidImageError(f"Tensor of shape {list(image.shape)}; expected [3, H, W].{hint}")
+    return image[None]
 
 
 def check_pixels(images: Tensor) -> Tensor:
@@ -452,9 +508,7 @@ def check_pixels(images: Tensor) -> Tensor:
         InvalidImageError: another shape or dtype, or values outside the range.
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        shape = list(images.shape)
-        shape = shape[1:] if images.ndim != 4 and shape[:1] == [1] else shape
-        raise InvalidImageError(f"Tensor of shape {shape}; expected [3, H, W] or [B, 3, H, W].")
+        raise InvalidImageError(f"Tensor of shape {list(images.shape)}; expected [3, H, W] or [B, 3, H, W].")
     if images.dtype == torch.uint8:
         return images.float().div_(255.0)
     if not images.is_floating_point():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,8 +39,10 @@ class Latent:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, index: SupportsIndex | slice | Tensor | list[int]) -> Latent:
-        """A batch again, also for a single index."""
+    def __getitem__(self, index: SupportsIndex | slice | Tensor | np.ndarray[Any, Any] | list[int]) -> Latent:
+        """A batch again, also for a single index; arrays hold indices, or True for each latent to take."""
+        if isinstance(index, np.ndarray) and index.ndim:
+            index = torch.from_numpy(np.ascontiguousarray(index))
         if isinstance(index, SupportsIndex) and not (isinstance(index, Tensor) and index.ndim):
             index = operator.index(index)
             if not -len(self) <= index < len(self):
@@ -74,7 +77,11 @@ class Latent:
         return replace(items[0], tokens=torch.cat([item.tokens for item in items]))
 
     def check_matches(self, other: Latent) -> None:
-        """Raise `IncompatibleLatentError` unless `other` may be mixed with this one."""
+        """Raise `IncompatibleLatentError` unless `other` is a latent that may be mixed with this one."""
+        if not isinstance(other, Latent):
+            raise IncompatibleLatentError(
+                f"Expected iwm.Latent, got {type(other).__name__}; write model.encode(image)."
+            )
         if self.space != other.space:
             raise IncompatibleLatentError(
                 f"Latents of two encoders (spaces {self.space} and {other.space}) cannot be mixed; "

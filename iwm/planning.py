@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from iwm.actions import Photometry
 from iwm.costs import BATCH, Cost
 from iwm.errors import InvalidConfigError, nearest
+from iwm.fields import require_count
 from iwm.ranges import trained_range
 
 if TYPE_CHECKING:
@@ -123,8 +124,7 @@ def search(
     if solver not in get_args(Solver):
         raise InvalidConfigError(f'No solver is called "{solver}".{nearest(str(solver), get_args(Solver))}')
     for name, value in (("starts", starts), ("steps", steps)):
-        if value < 1:
-            raise InvalidConfigError(f"{name} is {value}; it must be at least 1.")
+        require_count(name, value)
     generator = torch.Generator().manual_seed(seed)
     size = max(at_a_time // max(pairs, 1), 1)
     if solver == "cem":

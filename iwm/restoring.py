@@ -34,7 +34,7 @@ class Restored(Generic[ImageT]):
     Attributes:
         image: of the kind that was given.
         undone: what was taken back.
-        lost: a line for every operation that has no inverse.
+        lost: a line for every operation that has no inverse, and one for what lies below a solarize.
     """
 
     image: ImageT
@@ -66,6 +66,13 @@ def restore(image: ImageT, photometry: Photometry) -> Restored[ImageT]:
     lost = tuple(words for name, words in _LOST.items() if getattr(photometry, name))
     undone = replace(photometry, grayscale=False, blur=0.0, solarize=False)
     if photometry.solarize:
+        hidden = [
+            name
+            for name in ("brightness", "contrast", "saturation", "hue")
+            if getattr(undone, name) != getattr(Photometry(), name)
+        ]
+        if hidden:
+            lost += (f"{', '.join(hidden)}: what solarize did hides it",)
         undone = Photometry()
     elif photometry.grayscale or not photometry.saturation:
         undone = replace(undone, saturation=1.0, hue=0.0)

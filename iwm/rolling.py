@@ -14,7 +14,8 @@ import torch
 
 from iwm.actions import CLEAN, Action, Photometry, draw_photometry
 from iwm.encoder import normalize_tokens
-from iwm.errors import InvalidActionError, InvalidConfigError
+from iwm.errors import InvalidActionError
+from iwm.fields import require_count
 from iwm.latent import Latent
 
 if TYPE_CHECKING:
@@ -77,8 +78,7 @@ def invariant(
         finds the clean image nearest to it, and no gain in classification [table S6].
     """
     if actions is None:
-        if n < 1:
-            raise InvalidConfigError(f"n is {n}; it must be at least 1.")
+        require_count("n", n)
         config = model.config.actions
         drawn_from = config.distribution if config.symmetric else config.distribution.without_destructive()
         rows = draw_photometry(drawn_from, seed=seed, keys=[(0, i) for i in range(n)])

@@ -282,8 +282,8 @@ def open_openvino(path: Path, precision: str) -> Run:
         raise IncompatibleWeightsError(f"OpenVINO cannot run {path}: {quoted(error, 300)}") from error
 
     def run(*inputs: NDArray[Any]) -> NDArray[Any]:
-        # A copy: the next call writes into the same memory.
-        return np.array(compiled(list(inputs))[0], dtype=np.float32)
+        # A request of its own: calling the model itself would share one with the other threads.
+        return np.array(compiled.infer_new_request(list(inputs))[0], dtype=np.float32)
 
     return run
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -16,13 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from iwm.adapter import Adapter, module_key
-from iwm.checkpoint import load_weights, save_model
+from iwm.checkpoint import load_weights, plain_state, save_model
 from iwm.config import WorldModelConfig
 from iwm.decoder import Decoder, check_decoder, read_decoder
 from iwm.device import resolve_device
 from iwm.downloads import Source, open_source
 from iwm.encoder import Encoder, init_weights
-from iwm.errors import InvalidConfigError, UnknownTaskError, WeightsUnavailableError, nearest
+from iwm.errors import (
+    InvalidConfigError,
+    IWMError,
+    SaveError,
+    UnknownTaskError,
+    WeightsUnavailableError,
+    nearest,
+)
 from iwm.hub_client import HubOptions
 from iwm.images import Preprocess
 from iwm.integrity import Verify
@@ -67,14 +75,28 @@ class StoredModel(nn.Module):
         """
         key = self._encoder_state()
         if self._space is None or self._space[0] != key:
-            e, p = self.config.encoder, self.config.preprocess
-            sizes = [e.width, e.depth, e.heads, e.patch_size, e.image_size, e.mlp_ratio, *p.mean, *p.std]
-            digest = hashlib.sha256(f"1 {[float(v) for v in sizes]}".encode())
-            for name, tensor in sorted(self.encoder.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
-            self._space = (key, digest.hexdigest()[:16])
+            self._space = (key, self._fingerprint())
         return self._space[1]
+
+    def _fingerprint(self) -> str:
+        """What `space` is of the weights as they are now."""
+        e, p = self.config.encoder, self.config.preprocess
+        sizes = [e.width, e.depth, e.heads, e.patch_size, e.image_size, e.mlp_ratio, *p.mean, *p.std]
+        digest = hashlib.sha256(f"1 {[float(v) for v in sizes]}".encode())
+        for name, tensor in sorted(plain_state(self.encoder).items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: weights lie elsewhere then, and may have lost bits that the fingerprint is about."""
+        known = self._space[1] if self._space and self._space[0] == self._encoder_state() else None
+        return self.__dict__ | {"_space": known and ((), known)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._space:
+            self._space = (self._encoder_state(), self._space[1])
 
     def _encoder_state(self) -> tuple[tuple[int, int], ...]:
         """Changes when a weight is replaced or changed in place."""
@@ -160,14 +182,31 @@ class StoredModel(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json`, `model.safetensors` (float16), all adapters and the decoder into a folder.
 
+        A `student.safetensors` that is there stays if it belongs to this model's encoder.
+
         Raises:
-            SaveError: the folder cannot be written; what was there before is untouched.
+            SaveError: the folder cannot be written, or the weights have lost bits, as in bfloat16;
+                what was there before is untouched.
             WeightsUnavailableError, IncompatibleWeightsError: an adapter that was not loaded yet
                 cannot be; nothing is written.
         """
+        if self._fingerprint() != self.space:
+            raise SaveError(
+                "The weights were in bfloat16 and have lost bits: what was made for this model would not fit what "
+                "is saved. Load it again with dtype=torch.float32 and save that."
+            )
         adapters = {name: self.load_adapter(name) for name in self.config.adapters}
         decoder = self.load_decoder() if self.config.decoder else None
-        save_model(Path(folder), self.config, self, adapters=adapters, decoder=decoder)
+        kept = self._has_student(Path(folder))
+        save_model(Path(folder), self.config, self, adapters=adapters, decoder=decoder, keep_student=kept)
+
+    def _has_student(self, folder: Path) -> bool:
+        """Whether a folder holds a student, of a teacher that is this model's encoder."""
+        if not (folder / STUDENT_FILE).is_file():
+            return False
+        with contextlib.suppress(IWMError):
+            return self.read(Source(folder)).space == self.space
+        return False
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, token: str | None = None, message: str | None = None

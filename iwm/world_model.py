@@ -20,9 +20,9 @@ from iwm.encoder import normalize_tokens
 from iwm.errors import (
     IncompatibleLatentError,
     InvalidActionError,
-    InvalidConfigError,
     UntrainedActionWarning,
 )
+from iwm.fields import require_count
 from iwm.images import ImageLike, Images, batched, count, is_single, iterate
 from iwm.latent import Latent
 from iwm.ranges import outside
@@ -62,7 +62,7 @@ class WorldModel(StoredModel):
 
     differentiable = True
     """Whether predictions can be differentiated by the action; exported models cannot."""
-    _warned = False
+    _warned: frozenset[str] = frozenset()
 
     @torch.no_grad()
     def encode(self, images: Images, batch_size: int = 64, progress: bool = False) -> Latent:
@@ -141,9 +141,11 @@ class WorldModel(StoredModel):
         return max(int(ACTION_BYTES.get(tokens.device.type, _OTHER_ACTION_BYTES) / widest), 1)
 
     def _warn_once(self, params: Tensor) -> None:
-        """Say of the first action outside the trained range that it is, `[K, 2, 7]`."""
-        if not self._warned and (words := outside(params, self.config.actions)):
-            self._warned = True
+        """Say of actions `[K, 2, 7]` what of them is outside the trained range, of each parameter once."""
+        words = outside(params, self.config.actions)
+        parameter = words.partition(" ")[0] if words else ""
+        if words and parameter not in self._warned:
+            self._warned |= {parameter}
             said = f"{self.config.name} was not trained for {words}. Predictions there are a guess."
             warnings.warn(said, UntrainedActionWarning, stacklevel=4)
 
@@ -186,9 +188,8 @@ class WorldModel(StoredModel):
             InvalidConfigError: `topk` or `batch_size` less than 1.
         """
         name = find_task(self.config, task, self.default_task, "classification")
-        for option, value in (("topk", topk), ("batch_size", batch_size)):
-            if value < 1:
-                raise InvalidConfigError(f"{option} is {value}; it must be at least 1.")
+        require_count("topk", topk)
+        require_count("batch_size", batch_size)
         if isinstance(images, Latent):
             self._check_space(images)
             if not len(images):
@@ -243,8 +244,7 @@ class WorldModel(StoredModel):
             raise IncompatibleLatentError(
                 f"A {type(latent).__name__} is no latent; pass what encode or apply_action returned."
             )
-        if batch_size < 1:
-            raise InvalidConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+        require_count("batch_size", batch_size)
         self._check_space(latent)
         decoder = self.load_decoder()
         parts = torch.split(latent.tokens.to(self._like), batch_size)

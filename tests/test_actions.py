@@ -21,7 +21,7 @@ from iwm.actions import (
     uniforms,
 )
 from iwm.config import STRENGTHS, VECTOR_SIZE, PhotometryDistribution
-from iwm.errors import InvalidActionError, InvalidImageError
+from iwm.errors import InvalidActionError, InvalidConfigError, InvalidImageError
 from iwm.photometry import FIELDS, IDENTITY
 
 FULL = Photometry(
@@ -430,3 +430,14 @@ def test_apply_to_no_image(image):
     )
     with pytest.raises(InvalidImageError, match=message):
         Action(hue=0.1).apply(image)
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (3, 14), (3, 2, 6), (2, 7, 2), (1, 3, 2, 7)])
+def test_parameters_of_another_shape_are_no_actions(shape):
+    with pytest.raises(InvalidActionError, match=r"expected \[K, 2, 7\]"):
+        encode_photometry(torch.zeros(shape), "pair")
+
+
+def test_an_encoding_that_does_not_exist():
+    with pytest.raises(InvalidConfigError, match='Did you mean "pair"'):
+        encode_photometry(torch.zeros(1, 2, 7), "pairs")

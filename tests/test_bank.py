@@ -156,6 +156,8 @@ def test_queries_of_another_space_or_grid_are_refused(query, words):
 
 
 def test_k_is_at_least_one():
+    with pytest.raises(ValueError, match=r"k is 2\.0; it must be a whole number, at least 1"):
+        Bank.from_latents(latents(7)).search(latents(1), k=2.0)
     with pytest.raises(ValueError, match="k is 0; it must be at least 1"):
         Bank.from_latents(latents(2)).search(latents(1), k=0)
 

@@ -23,12 +23,14 @@ STEPS = {
     "saturation": Action(saturation=0.6),
     "hue": Action(hue=0.07),
     "grayscale": Action(grayscale=True),
+    "gray hue": Action(grayscale=True, hue=0.07),
     "jitter": Action(brightness=0.9, contrast=1.2, saturation=1.1),
 }
 EXACT = [
     (a, b)
     for a, b in itertools.product(STEPS, STEPS)
     if not (a == "hue" and b in ("contrast", "saturation", "jitter"))
+    if not (a == "gray hue" and b in ("contrast", "jitter"))
 ]
 
 
@@ -62,6 +64,7 @@ def test_solarize_passes_nothing_and_is_idempotent(pixels):
     [
         (Action(hue=0.1), Action(contrast=0.8), "contrast refers to the luma"),
         (Action(hue=0.1), Action(saturation=0.8), "saturation refers to the luma"),
+        (Action(hue=0.1, grayscale=True), Action(contrast=0.8), "contrast refers to the luma"),
         (Action(blur=1.0), Action(hue=0.1), "already blurred"),
     ],
 )

@@ -167,6 +167,9 @@ def test_pairs_that_are_none(acting_model, tiny_config, tmp_path):
         acting_model.infer_action(tmp_path / "a.jpg", z[0])
     with pytest.raises(InvalidImageError, match="are lists, not generators"):
         acting_model.infer_actions((p for p in torch.rand(1, 3, 32, 32)), [torch.rand(3, 32, 32)])
+    for slip in ([None], [5], ["a\0b"]):
+        with pytest.raises(InvalidImageError):
+            acting_model.infer_actions(slip, slip)
     other = Latent(torch.rand(1, 4, 48), (2, 2), acting_model.space)
     with pytest.raises(IncompatibleLatentError, match="encode images of one size"):
         acting_model.infer_action(z[0], other)

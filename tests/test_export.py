@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def small(make_config, layout="inplace", conditioning="adaln", **changes):
 @pytest.fixture(scope="module")
 def model(tiny_config):
     return small(tiny_config)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+def test_threads_get_their_own_latents(model, folder, backend):
+    served = iwm.load(folder(backend, "fp32"), backend=backend)
+    images = torch.rand(32, 3, 32, 32)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda image: served.encode(image).tokens, [*images] * 4))
+    expected = model.encode(images).tokens
+    for place, tokens in enumerate(found):
+        torch.testing.assert_close(tokens[0], expected[place % 32], atol=TOLERANCE["fp32"], rtol=0)
 
 
 @pytest.fixture(scope="module")

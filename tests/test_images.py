@@ -26,7 +26,10 @@ from iwm.images import (
     spread,
     to_pil,
     to_tensor,
+    upright_size,
 )
+from iwm.index.encoding import Job, read_jobs
+from iwm.index.walk import Found
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -54,18 +57,40 @@ UPRIGHT = {
 }
 
 
+@pytest.mark.parametrize(
+    "settings", [{"suffix": ".jpg", "quality": 95, "subsampling": 0}, {"suffix": ".png"}, {"suffix": ".tif"}]
+)
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation(tmp_path, orientation):
+def test_exif_orientation(tmp_path, orientation, settings):
     stored = np.zeros((16, 32, 3), np.uint8)
     stored[:8, :16], stored[8:, :16], stored[:8, 16:] = RED, BLUE, WHITE
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "photo.jpg"
-    Image.fromarray(stored).save(path, quality=95, subsampling=0, exif=exif)
+    path = (tmp_path / "photo").with_suffix(settings["suffix"])
+    Image.fromarray(stored).save(path, exif=exif, **{k: v for k, v in settings.items() if k != "suffix"})
     upright = np.array(open_rgb(path)).astype(int)
+    assert np.array_equal(upright, open_rgb(open_rgb(path)))
+    with Image.open(path) as opened:
+        assert upright_size(opened) == upright.shape[1::-1]
+        assert np.array_equal(upright, open_rgb(opened))
     expected = UPRIGHT[orientation](stored).astype(int)
     assert upright.shape == expected.shape
     assert np.abs(upright - expected).max() < 25
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "I;16"])
+def test_stored_pixels_that_could_be_mapped_are_turned_too(tmp_path, mode):
+    image = smooth(20, 30).convert("L")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    elif mode != "L":
+        image = image.convert("RGB").convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.tif", exif=exif)
+    image.save(tmp_path / "plain.tif")
+    plain = np.array(open_rgb(tmp_path / "plain.tif"))
+    assert np.array_equal(open_rgb(tmp_path / "turned.tif"), np.rot90(plain, -1))
 
 
 def save_rgba(path):
@@ -300,7 +325,7 @@ def test_tensors_of_the_exact_size_are_named_and_mixed_like_others(preprocess):
         InvalidImageError, match=r"^Image 1 of the list: Float tensor with values from 7 to 7"
     ):
         preprocess([good, bad])
-    with pytest.raises(InvalidImageError, match=r"^Image 1 of the list: Tensor of shape \[1, 3, 32, 32\]"):
+    with pytest.raises(InvalidImageError, match=r"^Image 1 of the list: A batch of shape \[1, 3, 32, 32\]"):
         preprocess([good, good[None]])
     eighths = (good * 255).round().to(torch.uint8)
     mixed = preprocess([good, eighths])
@@ -396,6 +421,8 @@ def test_reading_in_threads_leaves_the_filters_of_warnings(tmp_path, preprocess)
         Image.new("RGB", (40, 40)).save(path)
     before = list(warnings.filters)
     preprocess(paths * 8)
+    jobs = [Job(Found(str(path), path.stat().st_size, 1)) for path in paths]
+    assert len(read_jobs(jobs * 8, preprocess).photos) == 8 * len(paths)
     assert warnings.filters == before
 
 

@@ -63,6 +63,16 @@ def test_mean_is_over_the_grid():
     np.testing.assert_allclose(z.mean().numpy(), np.stack(expected), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "index",
+    [np.array([2, 0]), np.array([True, False, True]), np.array([2, 1, 0])[::2], torch.tensor([0, 2]), [1]],
+)
+def test_several_are_taken_by_numbers_or_a_mask(index):
+    latents = Latent(torch.arange(24.0).view(3, 4, 2), (2, 2), "a")
+    expected = latents.tokens.numpy()[np.asarray(index)]
+    assert np.array_equal(latents[index].tokens, expected)
+
+
 def test_to_casts_a_copy():
     z = latent()
     half = z.to(torch.float16)

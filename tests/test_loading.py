@@ -109,6 +109,17 @@ def test_the_student_replaces_the_encoder_alone(model, tmp_path):
           outputs(teacher, torch.ones(3, 32, 32)), atol=0)  # fmt: skip
 
 
+def test_saving_into_its_own_folder_keeps_the_student_of_the_same_teacher_alone(model, tmp_path):
+    save_model(tmp_path, model.config, model, Encoder(model.config.encoder, model.config.preprocess))
+    loaded = load(tmp_path)
+    loaded.save_pretrained(tmp_path)
+    assert (tmp_path / "student.safetensors").is_file()
+    with torch.no_grad():
+        loaded.encoder.patch_embed.proj.bias += 0.5
+    loaded.save_pretrained(tmp_path)
+    assert not (tmp_path / "student.safetensors").exists()
+
+
 def test_a_folder_without_a_student(folder):
     with pytest.raises(WeightsUnavailableError, match=r'no student\.safetensors; use branch="teacher"'):
         load(folder, branch="student")

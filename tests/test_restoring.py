@@ -50,7 +50,10 @@ def test_what_has_no_inverse_is_said_and_left(pixels):
     restored = restore(pixels, solarized)
     assert torch.equal(restored.image, pixels)
     assert restored.undone.is_clean
-    assert restored.lost == ("solarize: two values became one",)
+    assert restored.lost == ("solarize: two values became one", "brightness: what solarize did hides it")
+    solarized = Photometry(solarize=True, brightness=0.8, contrast=1.1, hue=0.1)
+    assert restore(pixels, solarized).lost[1] == "brightness, contrast, hue: what solarize did hides it"
+    assert restore(pixels, Photometry(solarize=True)).lost == ("solarize: two values became one",)
 
 
 def test_colour_that_a_factor_took(pixels):

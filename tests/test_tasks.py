@@ -290,6 +290,7 @@ def test_a_task_that_is_not_there_is_said_before_weights_are_read(folder):
     ("arguments", "error", "words"),
     [
         ({"topk": 0}, InvalidConfigError, "topk is 0; it must be at least 1"),
+        ({"topk": None}, InvalidConfigError, "topk is None; it must be a whole number"),
         ({"batch_size": 0}, InvalidConfigError, "batch_size is 0; it must be at least 1"),
         ({"images": []}, InvalidImageError, "No images were given"),
         ({"images": "missing.jpg"}, InvalidImageError, r"No such image file: missing\.jpg"),

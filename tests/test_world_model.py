@@ -1,7 +1,9 @@
 """The world model: encodings, pooled embeddings, actions in latent space, and its fingerprint."""
 
+import copy
 import dataclasses
 import math
+import pickle
 import warnings
 import weakref
 
@@ -16,6 +18,7 @@ from iwm.errors import (
     IncompatibleLatentError,
     InvalidActionError,
     InvalidImageError,
+    SaveError,
     UntrainedActionWarning,
 )
 from iwm.latent import Latent
@@ -172,6 +175,8 @@ def test_an_action_beyond_training_is_said_once(model):
     assert "trained range: brightness 0.6 to 1.4" in said
     assert "no grayscale, no blur, no solarize" in said
     assert caught[0].filename == __file__
+    with pytest.warns(UntrainedActionWarning, match="blur 9"):
+        model.apply_action(latent, Action(blur=9))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 256])
@@ -295,6 +300,43 @@ def test_a_known_space_survives_a_cast_and_a_change_of_weights_ends_it(make):
     with torch.no_grad():
         model.encoder.patch_embed.proj.bias += 0.5
     assert model.space != space
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_of_the_same_space(make, dtype, copied):
+    model, space = make(), make().space
+    twin = copied(model.to(dtype))
+    assert twin.space == space
+    with torch.no_grad():
+        twin.encoder.patch_embed.proj.bias += 0.5
+    assert twin.space != space
+    assert copied(twin).space == twin.space
+    assert model.space == space
+
+
+def test_a_compiled_encoder_is_of_the_same_space_and_saved_as_itself(make, tmp_path):
+    model, space = make(), make().space
+    model.encoder = torch.compile(model.encoder, backend="eager")
+    assert model.space == space
+    model.save_pretrained(tmp_path)
+    assert WorldModel.from_pretrained(tmp_path).space == space
+
+
+def test_weights_that_lost_bits_are_not_saved(make, tmp_path):
+    """Adapters, decoders and libraries are of the weights before."""
+    model = make()
+    model.save_pretrained(tmp_path)
+    half = WorldModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for slip in (half, half.float()):
+        with pytest.raises(SaveError, match=r"bfloat16.*dtype=torch\.float32"):
+            slip.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    trained = make().to(torch.bfloat16)
+    with torch.no_grad():
+        trained.encoder.patch_embed.proj.bias += 0.5
+    trained.save_pretrained(tmp_path / "trained")
+    assert WorldModel.from_pretrained(tmp_path / "trained").space == trained.space
 
 
 def test_space_depends_on_pixel_normalisation_and_sizes(make):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 _QUALITY = 95
 """Of what is written as JPEG or WebP."""
+_DESCRIPTIVE = frozenset({
+    0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298,
+    0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F,
+})  # fmt: skip
+"""EXIF fields about the photograph, not about how it is stored: description, camera, time, people, rating, rights, titles."""
 
 
 def explain_command(
@@ -105,7 +111,7 @@ def restore_command(
 
 def _write(restored: Restored[Image.Image], source: Path, out: Path) -> None:
     """The image with the EXIF data of its source; or the source's own bytes, where nothing was undone."""
-    from PIL import ExifTags, Image
+    from PIL import Image
 
     from iwm.actions import Photometry
     from iwm.files import atomic_write
@@ -114,25 +120,48 @@ def _write(restored: Restored[Image.Image], source: Path, out: Path) -> None:
         if restored.undone == Photometry() and out.suffix.lower() == source.suffix.lower():
             shutil.copyfile(source, temporary)
             return
-        with Image.open(source) as opened:
-            exif = opened.getexif()
-        exif.pop(ExifTags.Base.Orientation, None)  # The pixels are upright.
         kind = Image.registered_extensions()[out.suffix.lower()]
-        restored.image.save(temporary, format=kind, exif=exif, quality=_QUALITY)
+        with Image.open(source) as opened:
+            exif = _about_the_photograph(opened, kind)
+        restored.image.save(temporary, format=kind, exif=exif.tobytes(), quality=_QUALITY)
+
+
+def _about_the_photograph(image: Image.Image, kind: str) -> Image.Exif:
+    """EXIF data for another file with the same photograph, upright.
+
+    In TIFF files it lies among the fields that say how the pixels are stored, which stay behind.
+    """
+    from PIL import ExifTags, Image
+
+    from iwm.images import exif_of
+
+    exif, kept = exif_of(image), Image.Exif()
+    for tag, value in exif.items():
+        if tag in _DESCRIPTIVE or ("TIFF" not in (image.format, kind) and tag != ExifTags.Base.Orientation):
+            kept[tag] = value
+    for block in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        with contextlib.suppress(Exception):  # Whatever a broken block can raise.
+            if fields := exif.get_ifd(block):
+                kept.get_ifd(block).update(fields)
+    return kept
 
 
 def _read_references(place: str, model: WorldModel) -> Latent:
     """Latents of untouched photographs: a folder's, a library's, or of a file that `iwm encode` wrote."""
     from iwm.bank import Bank
     from iwm.errors import InvalidDataError
-    from iwm.images import spread
+    from iwm.images import EXTENSIONS, spread
     from iwm.index import Index
     from iwm.index.store import is_library
     from iwm.undoing import FEWEST, SAMPLED
 
+    if not is_library(place) and not Path(place).exists():
+        raise InvalidDataError(
+            f"There is no {place}. Name a folder of untouched photographs: --references FOLDER."
+        )
     if is_library(place):
         latents = Index.open(place, model).sample(SAMPLED)
-    elif place.endswith(".safetensors") and not Path(place).is_dir():
+    elif Path(place).is_file() and Path(place).suffix.lower() not in EXTENSIONS:
         latents = Bank.load(place).latents
         latents = latents[spread(range(len(latents)), SAMPLED)]
     else:

@@ -137,7 +137,10 @@ def _labelled(data: LabelledSet) -> tuple[list[ImageLike], list[str]]:
     if isinstance(data, str | os.PathLike):
         found = read_class_folder(Path(data))
         return list(found.images), found.labels
-    images, labels = list(data[0]), list(data[1])
+    images = list(data[0])
+    labels = list(
+        data[1].tolist() if hasattr(data[1], "tolist") else data[1]
+    )  # Tensors equal nothing but themselves.
     if len(images) != len(labels) or not images:
         raise InvalidDataError(
             f"{len(images)} images and {len(labels)} labels; give one label to each image."

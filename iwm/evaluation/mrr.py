@@ -21,6 +21,7 @@ from iwm.actions import CLEAN, Action, Photometry, draw_photometry
 from iwm.distributions import STRENGTHS
 from iwm.errors import InvalidConfigError, nearest
 from iwm.evaluation.ranking import Scores, rank_of, squared_distances
+from iwm.fields import require_count
 from iwm.images import ImageLike, Images, count, iterate
 from iwm.latent import Latent
 from iwm.photometry import transform
@@ -109,8 +110,7 @@ def mrr(
     check_protocol(protocol)
     check_distribution(distribution)
     check_strength(strength)
-    if seed < 0:
-        raise InvalidConfigError(f"seed is {seed}; it must be at least 0.")
+    require_count("seed", seed, least=0)
     if bank_size < 2:
         raise InvalidConfigError(f"bank_size is {bank_size}; a bank needs at least 2 views.")
     stream: Iterable[ImageLike] = iterate(images)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iwm.bank import Id, SearchResult, distances
 from iwm.errors import IncompatibleLatentError, InvalidConfigError, LibraryError, nearest
+from iwm.fields import require_count
 from iwm.images import spread
 from iwm.index.encoding import grid_and_width, local_engine
 from iwm.index.filters import Filter, library_path
@@ -161,8 +162,7 @@ class Index:
             LibraryError: another process is writing.
             SaveError: the disk is full, or the library cannot be written.
         """
-        if batch_size < 1:
-            raise InvalidConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+        require_count("batch_size", batch_size)
         self.check_model(model)
         check_engine(engine)
         roots = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
@@ -259,8 +259,7 @@ class Index:
             InvalidConfigError: `count` is less than 1.
             LibraryError: the library cannot be read.
         """
-        if count < 1:
-            raise InvalidConfigError(f"count is {count}; it must be at least 1.")
+        require_count("count", count)
         return self._read(lambda: self._sample(count))
 
     def _sample(self, count: int) -> Latent:
@@ -286,7 +285,7 @@ class Index:
 
     def _search(self, queries: Tensor, k: int, condition: str | None, exact: bool) -> SearchResult:
         rows = self._store.count(condition)
-        if exact or rows <= max(EXACT_ROWS, k):
+        if exact or not len(queries) or rows <= max(EXACT_ROWS, k):
             return self._scan(queries, min(k, rows), condition)
         count = min(max(CANDIDATES, 20 * k), rows)
         found = [self._two_stages(query[None], k, count, condition) for query in queries]
@@ -303,8 +302,7 @@ class Index:
                 f"The library holds latents of grid {self.grid}, the query's is {latent.grid}; "
                 "encode images of one size."
             )
-        if k < 1:
-            raise InvalidConfigError(f"k is {k}; it must be at least 1.")
+        require_count("k", k)
 
     def _two_stages(
         self, query: Tensor, k: int, count: int, condition: str | None

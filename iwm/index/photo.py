@@ -6,9 +6,7 @@ The hash, the capture time and the pixels come from the same bytes, whatever hap
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,7 +14,7 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from iwm.errors import InvalidImageError
-from iwm.images import Preprocess
+from iwm.images import Preprocess, exif_of, open_header, too_many_pixels, upright_size, without_warnings
 from iwm.index.filters import is_address
 from iwm.index.walk import Found, file_system
 
@@ -90,22 +88,19 @@ def read_photo(found: Found, data: bytes, preprocess: Preprocess) -> Photo:
     Raises:
         InvalidImageError: it cannot be; the message names the file.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of malformed EXIF; `open_rgb` makes errors of what matters.
-        width, height, taken, remark = _about(found.path, data)
-        pixels = preprocess.one(data, name=found.path)
+    width, height, taken, remark = _about(found.path, data)
+    pixels = preprocess.one(data, name=found.path)
     return Photo(found, content_hash(data), width, height, taken, remark, pixels)
 
 
 def _about(path: str, data: bytes) -> tuple[int, int, datetime | None, str]:
     """Width, height, capture time and a remark, from the file's header."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            exif = image.getexif()
-            if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
-                width, height = height, width
-            return width, height, _taken(exif), _remark(image, data)
+        with open_header(data) as image:
+            width, height = upright_size(image)
+            exif = exif_of(image)
+            with without_warnings():
+                return width, height, _taken(exif), _remark(image, data)
     except UnidentifiedImageError as error:
         suffix = os.path.splitext(path)[1].lower()
         package = _NEED_A_DECODER.get(suffix)
@@ -115,6 +110,8 @@ def _about(path: str, data: bytes) -> tuple[int, int, datetime | None, str]:
                 f"or index it from Python after registering one ({package})."
             ) from error
         raise InvalidImageError(f"Cannot read {path} as an image: its format is not known.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidImageError(too_many_pixels(path)) from error
     except Exception as error:  # Decoders of damaged files raise many kinds.
         raise InvalidImageError(f"Cannot read {path} as an image: {error}") from error
 

@@ -81,7 +81,7 @@ def test_restore_takes_back_in_pixels_what_was_read(
 def test_restore_reads_references_that_were_encoded(
     command, files, edited, references, tmp_path, symmetric_folder
 ):
-    bank = tmp_path / "latents.safetensors"
+    bank = tmp_path / "any name"
     command("encode", references, "--model", symmetric_folder, "--out", bank)
     words = ("restore", edited, "--model", symmetric_folder, "--out", tmp_path / "a.png", "--json")
     by_bank, by_folder = (command(*words, "--references", place).json for place in (bank, references))
@@ -161,6 +161,31 @@ def test_restore_keeps_what_the_file_says_of_itself(
     assert sorted(out.parent.iterdir()) == [out]
 
 
+@pytest.mark.usefixtures("gray_report")
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "I;16"])
+@pytest.mark.parametrize("suffix", [".tiff", ".jpg"])
+def test_restore_of_a_tiff_file_leaves_how_its_pixels_were_stored(
+    command, files, references, tmp_path, symmetric_folder, mode, suffix
+):
+    source, out = tmp_path / "taken.tif", tmp_path / f"restored{suffix}"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist], exif[ExifTags.Base.Orientation] = "somebody", 6
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2020:02:03 04:05:06"
+    image = Image.open(files[0]).resize((40, 60))
+    deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    (deep if mode == "I;16" else image.convert(mode)).save(source, exif=exif.tobytes())
+    words = ("restore", source, "--references", references, "--model", symmetric_folder, "--out", out)
+    assert command(*words).code == 0
+    with Image.open(out) as restored:
+        restored.load()
+        assert (restored.mode, restored.size) == ("RGB", (60, 40))
+        kept = restored.getexif()
+        assert kept[ExifTags.Base.Artist] == "somebody"
+        assert kept.get(ExifTags.Base.Orientation, 1) == 1
+        assert suffix == ".tiff" or ExifTags.Base.StripOffsets not in kept
+        assert kept.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] == "2020:02:03 04:05:06"
+
+
 def test_restore_copies_what_nothing_is_taken_back_from(
     command, monkeypatch, gray_report, edited, references, tmp_path, symmetric_folder
 ):
@@ -174,6 +199,8 @@ def test_restore_copies_what_nothing_is_taken_back_from(
 
 def test_restore_of_what_cannot_be(command, files, photos, tmp_path, symmetric_folder):
     words = ("restore", files[0], "--references", photos, "--model", symmetric_folder, "--out")
+    away = ("restore", files[0], "--references", tmp_path / "away", "--out", tmp_path / "a.png")
+    assert f"There is no {tmp_path / 'away'}." in command(*away).error
     few = command(*words, tmp_path / "a.png").error
     assert f"{photos} holds 12 photographs; restoring needs at least 16 untouched ones" in few
     assert "--references FOLDER" in few

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -77,6 +78,15 @@ def test_accuracy_of_a_model_against_a_plain_loop(model, k, batch_size):
         "k": k, "classes": 3, "train_images": 24, "val_images": 15,
     }  # fmt: skip
     json.dumps(report.to_dict())
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+def test_labels_of_any_kind(model, kind):
+    pictures, names = images(12)
+    numbers = kind([sorted(set(names)).index(name) for name in names])
+    report = knn(model, (pictures, numbers), (pictures, numbers), k=3)
+    assert report.accuracy == knn(model, (pictures, names), (pictures, names), k=3).accuracy
+    assert report.classes == 3
 
 
 def test_chance_is_the_most_frequent_validation_label(model):

@@ -195,6 +195,8 @@ def test_queries_that_cannot_be_compared(filled, model):
     latent = Latent(torch.zeros(1, 4, 48), (2, 2), model.space)
     with pytest.raises(IncompatibleLatentError, match=r"grid \(4, 4\), the query's is \(2, 2\)"):
         filled.search(latent)
+    nothing = Latent(torch.zeros(0, 16, 48), (4, 4), model.space)
+    assert [filled.search(nothing, exact=exact).ids for exact in (False, True)] == [[], []]
     with pytest.raises(InvalidConfigError, match="k is 0"):
         filled.search(dataclasses.replace(latent, tokens=torch.zeros(1, 16, 48), grid=(4, 4)), 0)
 

@@ -8,7 +8,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, Image, PngImagePlugin, features
 
 from iwm.errors import InvalidImageError
 from iwm.index import photo
@@ -34,12 +34,13 @@ def test_pixels_are_those_that_encode_reads(model, tmp_path):
     assert torch.equal(read(model, image_bytes()).pixels, model.preprocess.one(tmp_path / "a.jpg"))
 
 
-def test_capture_time_and_upright_size(model):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_capture_time_and_upright_size(model, kind):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2024:05:17 18:30:05"
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeDigitized] = "2025:01:01 00:00:00"
-    found = read(model, image_bytes(exif=exif))
+    found = read(model, image_bytes(kind, exif=exif.tobytes()))
     assert found.taken == datetime(2024, 5, 17, 18, 30, 5)
     assert (found.width, found.height) == (40, 50)
     assert found.remark == ""
@@ -148,6 +149,13 @@ def test_a_picture_of_too_many_pixels(model, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(InvalidImageError, match=r"/photos/a\.jpg"):
         read(model, image_bytes())
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded_to_find_that_out(model, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(InvalidImageError, match="more than 1,000 pixels"):
+        read(model, image_bytes("PNG"))
 
 
 def test_bytes_that_cannot_be_had(tmp_path, monkeypatch):
