@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from iwm.cli.options import Token, console
+from iwm.cli.options import AsJson, Token, console, print_json
 
 
 def download_command(
@@ -22,6 +22,7 @@ def download_command(
     verify: Annotated[
         str, typer.Option(help="once; or always, to hash again what has not changed.")
     ] = "once",
+    as_json: AsJson = False,
 ) -> None:
     """Download models and verify every file; afterwards they load without a network."""
     import re
@@ -34,8 +35,14 @@ def download_command(
     folders = {name: re.split("[/@]", name.partition("@")[0])[-1] for name in names}
     if to and len(set(folders.values())) < len(folders):
         raise SaveError(f"Two of the models would be in one folder of {to}; name them one by one.")
+    done = []
     for name, short in folders.items():
         target = to / short if to and len(folders) > 1 else to
         folder = download(name, target, options)
+        done.append({"name": name, "folder": str(folder)})
+        if as_json:
+            continue
         where = f'"{target or name}"' + (f', cache_dir="{cache_dir}"' if cache_dir and not target else "")
         console.print(f"{name}: verified, in {folder}. Load it: iwm.load({where})")
+    if as_json:
+        print_json(done)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from iwm.cli.options import Token, console
+from iwm.cli.options import AsJson, Token, console, print_json
 
 
 def push_command(
@@ -16,10 +16,15 @@ def push_command(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     token: Token = None,
     message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Publish weights, config and model card, and print the zoo entry that pins them."""
     from iwm.publishing import push
 
     published = push(folder, repo, private=private, token=token, message=message)
+    if as_json:
+        hub = published.hub
+        print_json({"repo": hub.repo, "revision": hub.revision, "sha256": dict(hub.sha256)})
+        return
     console.print(f"Published {published.hub.repo}@{published.hub.revision}. Its zoo entry:\n", style="bold")
     console.print(str(published))

@@ -86,6 +86,8 @@ def test_several_models_have_a_folder_each(hub, repo, command, tmp_path, files):
     folders = [str(tmp_path / "models" / name) for name in ("tiny", "small", "iwm-tiny")]
     assert shown == list(zip(wanted, folders, folders, strict=False))
     assert names(tmp_path / "models") == {"tiny", "small", "iwm-tiny"}
+    again = command("download", *wanted, "--to", tmp_path / "models", "--json").json
+    assert again == [{"name": n, "folder": f} for n, f in zip(wanted, folders, strict=False)]
     for folder in folders[:2]:
         assert iwm.load(folder).space == iwm.load(tmp_path / "made").space
 

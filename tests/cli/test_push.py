@@ -1,5 +1,6 @@
 """`iwm push`: a folder goes to the Hub, its zoo entry comes out, and what fails is told in one line."""
 
+import hashlib
 import os
 import re
 import subprocess
@@ -50,6 +51,14 @@ def test_a_pushed_folder_loads_by_repository_and_by_the_printed_entry(
     hub.requests.clear()
     assert iwm.load("tiny", **options).space == local.space
     assert not hub.requests
+
+
+def test_json_is_what_a_zoo_entry_pins(hub, command, model_folder):
+    entry = command("push", model_folder, "org/name", *TOKEN, "--json").json
+    assert (entry["repo"], entry["revision"]) == ("org/name", hub.repo("org/name").resolve("main"))
+    assert {"config.json", "model.safetensors"} <= entry["sha256"].keys()
+    weights = (model_folder / "model.safetensors").read_bytes()
+    assert entry["sha256"]["model.safetensors"] == hashlib.sha256(weights).hexdigest()
 
 
 def test_the_message_is_the_commits(hub, command, model_folder, monkeypatch):
