@@ -26,10 +26,13 @@ def require(condition: bool, message: str) -> None:
 
 def require_count(name: str, value: object, least: int = 1) -> None:
     """Raise `InvalidConfigError` unless `value` is a whole number, and at least so large."""
-    require(
-        hasattr(value, "__index__") and not isinstance(value, bool),
-        f"{name} is {quoted(repr(value))}; it must be a whole number, at least {least}.",
-    )
+    try:
+        if "bool" in str(getattr(value, "dtype", type(value))):
+            raise TypeError
+        operator.index(cast(SupportsIndex, value))
+    except TypeError as error:
+        words = f"{name} is {quoted(repr(value))}; it must be a whole number, at least {least}."
+        raise InvalidConfigError(words) from error
     require(
         operator.index(cast(SupportsIndex, value)) >= least,
         f"{name} is {value}; it must be at least {least}.",

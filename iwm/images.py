@@ -60,7 +60,11 @@ _KINDS = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] tensor"
 
 
 _FILTERS = threading.Lock()
-"""Filters of warnings are the whole process's: one thread at a time changes them, to read a file's header."""
+"""Filters of warnings are the whole process's: one thread at a time changes them, to open a file."""
+if hasattr(os, "register_at_fork"):  # A child has no thread that would release it.
+    os.register_at_fork(
+        before=_FILTERS.acquire, after_in_parent=_FILTERS.release, after_in_child=_FILTERS.release
+    )
 _READERS = 8
 """Threads at most that read image files."""
 _DRAFT = 4
@@ -303,10 +307,7 @@ def open_header(image: str | os.PathLike[str] | bytes) -> Image.Image:
     """
     with without_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-    if isinstance(opened, TiffImagePlugin.TiffImageFile):
-        opened.filename = ""  # Or Pillow maps the file, and garbles pixels that have to be turned.
-    return opened
+        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
 
 
 def too_many_pixels(path: object) -> str:
@@ -316,16 +317,24 @@ def too_many_pixels(path: object) -> str:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an image, as Pillow opened it, once it is turned upright."""
-    turned = image.format != "TIFF" and exif_of(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    swapped = isinstance(image, TiffImagePlugin.TiffImageFile) and ExifTags.Base.Orientation in image.tag_v2
+    turned = not swapped and exif_of(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return (image.height, image.width) if turned else image.size
 
 
 def exif_of(image: Image.Image) -> Image.Exif:
-    """EXIF data; of what is malformed nothing is said."""
+    """EXIF data with its blocks; of what is malformed nothing is said."""
     if image.format == "PNG":
         image.load()  # Where Pillow looks for it.
     with without_warnings():
-        return image.getexif()
+        try:
+            exif = image.getexif()
+        except Exception:  # Whatever a broken header can raise: then there is none.
+            return Image.Exif()
+        for block in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop):
+            with contextlib.suppress(Exception):
+                exif.get_ifd(block)
+        return exif
 
 
 def open_rgb(image: ImageLike | bytes, at_least: int | None = None, name: str = "image") -> Image.Image:
@@ -424,7 +433,8 @@ def map_pixels(image: ImageT, change: Callable[[Tensor], Tensor]) -> ImageT:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Honour the EXIF orientation, also where other EXIF fields are malformed."""
-    image.load()  # Which turns TIFF files already.
+    exif_of(image)  # Pillow would read it of a TIFF file with warnings.
+    _load(image)
     turn = _ORIENTATIONS.get(exif_of(image).get(ExifTags.Base.Orientation, 1))
     if turn is None:
         return image
@@ -432,6 +442,21 @@ def _upright(image: Image.Image) -> Image.Image:
     for place in _ORIENTED:  # Or it would be turned again.
         turned.info.pop(place, None)
     return turned
+
+
+def _load(image: Image.Image) -> None:
+    """Decode an image; this turns TIFF files upright."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or not image.tile:
+        image.load()
+        return
+    name, image.filename = (
+        image.filename,
+        "",
+    )  # Or Pillow maps the file, and garbles pixels that have to be turned.
+    try:
+        image.load()
+    finally:
+        image.filename = name
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

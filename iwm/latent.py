@@ -42,7 +42,11 @@ class Latent:
     def __getitem__(self, index: SupportsIndex | slice | Tensor | np.ndarray[Any, Any] | list[int]) -> Latent:
         """A batch again, also for a single index; arrays hold indices, or True for each latent to take."""
         if isinstance(index, np.ndarray) and index.ndim:
-            index = torch.from_numpy(np.ascontiguousarray(index))
+            if index.size and index.dtype.kind not in "biu":
+                raise IndexError(
+                    f"An array of {index.dtype} takes no latents; expected whole numbers, or booleans."
+                )
+            index = torch.from_numpy(index.astype(bool if index.dtype == bool else np.int64))
         if isinstance(index, SupportsIndex) and not (isinstance(index, Tensor) and index.ndim):
             index = operator.index(index)
             if not -len(self) <= index < len(self):

@@ -6,6 +6,7 @@ A model whose targets had jitter alone was never asked to *apply* grayscale, blu
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -56,17 +57,19 @@ def trained_range(actions: ActionConfig, *, jitter_alone: bool = False) -> Train
     return TrainedRange(torch.tensor(low), torch.tensor(high))
 
 
-def outside(params: Tensor, actions: ActionConfig) -> str | None:
+def outside(params: Tensor, actions: ActionConfig, said: Collection[str] = ()) -> str | None:
     """Says in words what of some actions the model was not trained for; None if nothing.
 
     Args:
         params: `[K, 2, 7]`, source and target photometry.
         actions: of the model's config.
+        said: parameters of which nothing is to be said.
     """
     sources, targets = trained_range(actions), trained_range(actions, jitter_alone=not actions.symmetric)
     for view, end, known in (("source", params[:, 0], sources), ("target", params[:, 1], targets)):
         end = end.detach().float().cpu()
         wrong = (end < known.low - _SLACK) | (end > known.high + _SLACK)
+        wrong &= torch.tensor([name not in said for name in FIELDS])
         if bool(wrong.any()):
             row, column = wrong.nonzero()[0].tolist()
             value = end[row, column].item()

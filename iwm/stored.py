@@ -52,6 +52,10 @@ _LOSSLESS = (torch.float16, torch.float32, torch.float64)
 class StoredModel(nn.Module):
     """Encoder and predictor, and what was made for them: adapters and a decoder, loaded at first use."""
 
+    _space: tuple[tuple[tuple[int, int], ...], str] | None = None
+    _lossy = False
+    """Whether the weights may have lost bits of what `space` is of."""
+
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -62,7 +66,6 @@ class StoredModel(nn.Module):
         self.default_task: str | None = None
         self.preprocess = Preprocess(config.preprocess)
         self.source: Source | None = None
-        self._space: tuple[tuple[tuple[int, int], ...], str] | None = None
         init_weights(self)
         self.eval()
 
@@ -106,11 +109,13 @@ class StoredModel(nn.Module):
         """Move or cast, keeping the fingerprint; it is taken first where bits of it would be lost."""
         weight = self._like
         known = self._space[1] if self._space and self._space[0] == self._encoder_state() else None
-        if known is None and not weight.is_meta and fn(weight.detach()[:1, :1]).dtype not in _LOSSLESS:
+        losing = not weight.is_meta and fn(weight.detach()[:1, :1]).dtype not in _LOSSLESS
+        if known is None and losing:
             known = self.space
         moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if known:
             self._space = (self._encoder_state(), known)
+            self._lossy = self._lossy or losing
         return moved  # type: ignore[no-any-return]
 
     @property
@@ -190,7 +195,7 @@ class StoredModel(nn.Module):
             WeightsUnavailableError, IncompatibleWeightsError: an adapter that was not loaded yet
                 cannot be; nothing is written.
         """
-        if self._fingerprint() != self.space:
+        if self._fingerprint() != self.space and self._lossy:
             raise SaveError(
                 "The weights were in bfloat16 and have lost bits: what was made for this model would not fit what "
                 "is saved. Load it again with dtype=torch.float32 and save that."

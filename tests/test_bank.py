@@ -158,6 +158,10 @@ def test_queries_of_another_space_or_grid_are_refused(query, words):
 def test_k_is_at_least_one():
     with pytest.raises(ValueError, match=r"k is 2\.0; it must be a whole number, at least 1"):
         Bank.from_latents(latents(7)).search(latents(1), k=2.0)
+    for slip in (np.array(2.0), torch.tensor(2.0), np.array([1, 2]), torch.tensor(True), True, None, "2"):
+        with pytest.raises(ValueError, match=r"^k is .*; it must be a whole number, at least 1"):
+            Bank.from_latents(latents(7)).search(latents(1), k=slip)
+    assert len(Bank.from_latents(latents(7)).search(latents(1), k=np.int64(2)).ids[0]) == 2
     with pytest.raises(ValueError, match="k is 0; it must be at least 1"):
         Bank.from_latents(latents(2)).search(latents(1), k=0)
 

@@ -1,5 +1,6 @@
 """Exports: the same numbers as PyTorch, any batch, and folders that cannot be run."""
 
+import copy
 import json
 import os
 import shutil
@@ -53,6 +54,11 @@ def small(make_config, layout="inplace", conditioning="adaln", **changes):
 @pytest.fixture(scope="module")
 def model(tiny_config):
     return small(tiny_config)
+
+
+def test_an_exported_model_can_be_copied(folder):
+    served = iwm.load(folder("onnx", "fp32"), backend="onnx")
+    assert copy.copy(served).space == served.space
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnx"])

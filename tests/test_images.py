@@ -2,8 +2,12 @@
 
 import hashlib
 import io
+import os
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import torchvision.transforms.v2.functional as tv
 from PIL import ExifTags, Image
 from smooth_pictures import smooth
 
+import iwm
 from iwm.config import PreprocessConfig
 from iwm.device import usable_cpus
 from iwm.errors import InvalidDataError, InvalidImageError
@@ -22,6 +27,7 @@ from iwm.images import (
     file_list_hash,
     iterate,
     list_images,
+    open_header,
     open_rgb,
     spread,
     to_pil,
@@ -91,6 +97,52 @@ def test_stored_pixels_that_could_be_mapped_are_turned_too(tmp_path, mode):
     image.save(tmp_path / "plain.tif")
     plain = np.array(open_rgb(tmp_path / "plain.tif"))
     assert np.array_equal(open_rgb(tmp_path / "turned.tif"), np.rot90(plain, -1))
+    with Image.open(tmp_path / "turned.tif") as opened:
+        assert np.array_equal(open_rgb(opened), np.rot90(plain, -1))
+        assert opened.filename == str(tmp_path / "turned.tif")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize(
+    "header", [b"Exif\0\0garbage!!!!!!", b"Exif\0\0II", b"Exif\0\0MM\0*\xff\xff\xff\xff"]
+)
+def test_a_header_that_is_no_exif_hides_no_photograph(tmp_path, suffix, header):
+    path = tmp_path / f"odd{suffix}"
+    Image.new("RGB", (40, 50), RED).save(path, exif=header)
+    assert open_rgb(path).size == (40, 50)
+    with open_header(path) as opened:
+        assert upright_size(opened) == (40, 50)
+        assert open_rgb(opened).size == (40, 50)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_child_reads_whatever_its_parent_was_reading(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+    code = (
+        "import os, sys, threading, warnings\n"
+        "from iwm.images import open_rgb\n"
+        "def read():\n"
+        "    while True: open_rgb(sys.argv[1])\n"
+        "before = warnings.filters[:]\n"
+        "threading.Thread(target=read, daemon=True).start()\n"
+        "for _ in range(40):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        open_rgb(sys.argv[1])\n"
+        "        os._exit(0 if warnings.filters == before else 3)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(iwm.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def save_rgba(path):

@@ -65,12 +65,26 @@ def test_mean_is_over_the_grid():
 
 @pytest.mark.parametrize(
     "index",
-    [np.array([2, 0]), np.array([True, False, True]), np.array([2, 1, 0])[::2], torch.tensor([0, 2]), [1]],
+    [
+        np.array([2, 0]),
+        np.array([True, False, True]),
+        np.array([2, 1, 0])[::2],
+        np.array([0, 1, 2], np.uint8),
+        np.array([2], np.uint16),
+        np.array([], np.int64),
+        torch.tensor([0, 2]),
+        [1],
+    ],
 )
 def test_several_are_taken_by_numbers_or_a_mask(index):
     latents = Latent(torch.arange(24.0).view(3, 4, 2), (2, 2), "a")
     expected = latents.tokens.numpy()[np.asarray(index)]
     assert np.array_equal(latents[index].tokens, expected)
+
+
+def test_fractions_take_no_latents():
+    with pytest.raises(IndexError, match="float64"):
+        Latent(torch.zeros(3, 4, 2), (2, 2), "a")[np.array([0.0, 1.0])]
 
 
 def test_to_casts_a_copy():

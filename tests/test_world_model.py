@@ -176,7 +176,7 @@ def test_an_action_beyond_training_is_said_once(model):
     assert "no grayscale, no blur, no solarize" in said
     assert caught[0].filename == __file__
     with pytest.warns(UntrainedActionWarning, match="blur 9"):
-        model.apply_action(latent, Action(blur=9))
+        model.apply_action(latent, Action(brightness=2.5, blur=9))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 256])
@@ -332,6 +332,11 @@ def test_weights_that_lost_bits_are_not_saved(make, tmp_path):
         with pytest.raises(SaveError, match=r"bfloat16.*dtype=torch\.float32"):
             slip.save_pretrained(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+    merged = make()
+    assert merged.space
+    merged.encoder.patch_embed.proj.bias.data += 0.5  # As those write who merge weights.
+    merged.save_pretrained(tmp_path / "merged")
+    assert WorldModel.from_pretrained(tmp_path / "merged").space != merged.space
     trained = make().to(torch.bfloat16)
     with torch.no_grad():
         trained.encoder.patch_embed.proj.bias += 0.5

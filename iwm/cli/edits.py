@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _QUALITY = 95
 """Of what is written as JPEG or WebP."""
+_BLOCKS = (0x8769, 0x8825)
+"""Of EXIF data: the camera's, and that of the place."""
 _DESCRIPTIVE = frozenset({
     0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298,
     0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F,
@@ -136,12 +138,15 @@ def _about_the_photograph(image: Image.Image, kind: str) -> Image.Exif:
     from iwm.images import exif_of
 
     exif, kept = exif_of(image), Image.Exif()
+    tiff = "TIFF" in (image.format, kind)
+    # Blocks of their own have a place in the file here, which is another one there.
     for tag, value in exif.items():
-        if tag in _DESCRIPTIVE or ("TIFF" not in (image.format, kind) and tag != ExifTags.Base.Orientation):
+        if tag not in _BLOCKS and (tag in _DESCRIPTIVE if tiff else tag != ExifTags.Base.Orientation):
             kept[tag] = value
-    for block in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+    for block in _BLOCKS:
         with contextlib.suppress(Exception):  # Whatever a broken block can raise.
-            if fields := exif.get_ifd(block):
+            fields = {tag: value for tag, value in exif.get_ifd(block).items() if tag != ExifTags.IFD.Interop}
+            if fields:
                 kept.get_ifd(block).update(fields)
     return kept
 

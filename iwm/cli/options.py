@@ -41,12 +41,15 @@ def load_model(name: str, device: str = "cpu", *, exported: bool = False) -> Wor
     """
     import torch
 
+    from iwm.device import resolve_device
     from iwm.errors import InvalidConfigError
     from iwm.loading import load
     from iwm.runtimes import read_about
     from iwm.zoo import ZOO
 
-    if device == "cpu":  # On GPUs it would be TF32: scores would not be those of `iwm.load`.
+    if (
+        resolve_device(device).type == "cpu"
+    ):  # On GPUs it would be TF32: scores would not be those of `iwm.load`.
         torch.set_float32_matmul_precision("medium")
     about = None if name in ZOO else read_about(Path(name))
     if about is None:

@@ -162,6 +162,29 @@ def test_restore_keeps_what_the_file_says_of_itself(
 
 
 @pytest.mark.usefixtures("gray_report")
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
+def test_restore_keeps_what_a_camera_wrote(
+    command, files, references, tmp_path, symmetric_folder, kind, suffix
+):
+    source, out = tmp_path / f"taken.{kind}", tmp_path / f"restored{suffix}"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "a camera"
+    camera, place = exif.get_ifd(ExifTags.IFD.Exif), exif.get_ifd(ExifTags.IFD.GPSInfo)
+    camera[ExifTags.Base.DateTimeOriginal], place[ExifTags.GPS.GPSLatitudeRef] = "2020:02:03 04:05:06", "N"
+    camera[ExifTags.IFD.Interop] = {1: "R98"}
+    Image.open(files[0]).save(source, exif=exif.tobytes())
+    words = ("restore", source, "--references", references, "--model", symmetric_folder, "--out", out)
+    shown = command(*words)
+    assert (shown.code, shown.err) == (0, "")
+    with Image.open(out) as restored:
+        kept = restored.getexif()
+        assert kept[ExifTags.Base.Make] == "a camera"
+        assert kept.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] == "2020:02:03 04:05:06"
+        assert kept.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
+
+
+@pytest.mark.usefixtures("gray_report")
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "I;16"])
 @pytest.mark.parametrize("suffix", [".tiff", ".jpg"])
 def test_restore_of_a_tiff_file_leaves_how_its_pixels_were_stored(
