@@ -27,7 +27,8 @@ from torch import Tensor
 
 import iwm
 from iwm.bank import distances
-from iwm.images import list_images, open_rgb, to_pil
+from iwm.images import list_images, to_pil
+from iwm.opening import open_rgb
 
 SIZE = (4000, 3000)
 NOISE = 8.0

@@ -37,7 +37,8 @@ from torch import Tensor, nn
 import iwm
 from iwm.actions import draw_photometry
 from iwm.edits import EditReport
-from iwm.images import list_images, open_rgb, to_pil, to_tensor
+from iwm.images import list_images, to_pil, to_tensor
+from iwm.opening import open_rgb
 from iwm.photometry import transform
 
 CONTINUOUS = {"brightness": 0, "contrast": 1, "saturation": 2, "hue": 3, "blur": 5}

@@ -24,7 +24,7 @@ import iwm
 from iwm.actions import draw_photometry
 from iwm.edits import EditReport
 from iwm.evaluation.labelled import read_class_folder
-from iwm.images import open_rgb
+from iwm.opening import open_rgb
 from iwm.photometry import transform
 
 BOUNDS = (0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2)

@@ -28,8 +28,9 @@ from iwm.errors import (
     WeightsUnavailableError,
 )
 from iwm.fields import require_count
-from iwm.images import ImageLike, Images, iterate
+from iwm.images import Images, iterate
 from iwm.latent import Latent
+from iwm.opening import ImageLike
 from iwm.world_model import WorldModel
 
 Id = str | int

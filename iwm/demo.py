@@ -17,7 +17,7 @@ from iwm.actions import CLEAN, Action, Photometry
 from iwm.bank import Bank
 from iwm.errors import InvalidConfigError
 from iwm.evaluation.mrr import draw_views
-from iwm.images import ImageLike
+from iwm.opening import ImageLike
 from iwm.world_model import WorldModel
 
 Pixels: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"

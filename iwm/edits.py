@@ -22,8 +22,9 @@ from torch import Tensor
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.costs import latent_cost, predictions_at_a_time
 from iwm.errors import IncompatibleLatentError, InvalidActionError, InvalidConfigError, InvalidImageError
-from iwm.images import Images, iterate, open_header, upright_size
+from iwm.images import Images, iterate
 from iwm.latent import Latent
+from iwm.opening import open_header, upright_size
 from iwm.planning import Hypothesis, SearchSpace, Solver, search
 
 if TYPE_CHECKING:

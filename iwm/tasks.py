@@ -18,8 +18,8 @@ from iwm.errors import (
     UnknownTaskError,
     WeightsUnavailableError,
 )
-from iwm.images import ImageLike
 from iwm.model_folder import task_file
+from iwm.opening import ImageLike
 
 if TYPE_CHECKING:
     from iwm.stored import StoredModel

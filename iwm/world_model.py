@@ -23,8 +23,9 @@ from iwm.errors import (
     UntrainedActionWarning,
 )
 from iwm.fields import require_count
-from iwm.images import ImageLike, Images, batched, count, is_single, iterate
+from iwm.images import Images, batched, count, is_single, iterate
 from iwm.latent import Latent
+from iwm.opening import ImageLike
 from iwm.ranges import outside
 from iwm.stored import StoredModel
 from iwm.tasks import Classification, classify, find_task, segment

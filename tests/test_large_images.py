@@ -9,12 +9,8 @@ from smooth_pictures import smooth
 
 from iwm.config import PreprocessConfig
 from iwm.errors import InvalidImageError
-from iwm.images import (
-    Preprocess,
-    open_rgb,
-    to_pil,
-    to_tensor,
-)
+from iwm.images import Preprocess, to_pil, to_tensor
+from iwm.opening import open_rgb
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def demo_command(
     from iwm.evaluation import mrr
     from iwm.evaluation.mrr import Protocol
     from iwm.figures import check_picture, save_retrievals
-    from iwm.images import open_rgb
+    from iwm.opening import open_rgb
 
     check_output(out)
     check_picture(out)

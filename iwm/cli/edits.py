@@ -86,7 +86,8 @@ def restore_command(
     EXIF data is kept. Where nothing is taken back, --out is a copy of the file if it ends alike.
     """
     from iwm.edits import in_words
-    from iwm.images import EXTENSIONS, open_rgb
+    from iwm.images import EXTENSIONS
+    from iwm.opening import open_rgb
     from iwm.restoring import restore
     from iwm.undoing import undo
 
@@ -135,7 +136,7 @@ def _about_the_photograph(image: Image.Image, kind: str) -> Image.Exif:
     """
     from PIL import ExifTags, Image
 
-    from iwm.images import exif_of
+    from iwm.opening import exif_of
 
     exif, kept = exif_of(image), Image.Exif()
     tiff = "TIFF" in (image.format, kind)

@@ -24,7 +24,7 @@ from iwm.cli.options import (
 if TYPE_CHECKING:
     from iwm.evaluation.mrr import Distribution, Protocol
     from iwm.figures.similarity import Compared
-    from iwm.images import ImageLike
+    from iwm.opening import ImageLike
 
 Photographs = Annotated[
     list[Path] | None,
@@ -228,7 +228,7 @@ def _prepare(out: Path, images: list[Path] | None, most: int | None = None) -> l
 def _readable(images: list[Path]) -> Iterator[Path]:
     """Files that can be read; the others of a folder are skipped with a warning, those named are errors."""
     from iwm.errors import InvalidDataError, InvalidImageError
-    from iwm.images import open_rgb
+    from iwm.opening import open_rgb
 
     paths, any_read = find_images(images), False
     for path in paths:

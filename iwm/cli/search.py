@@ -140,9 +140,9 @@ def _save_sheet(path: Path, image: Path, action: Action, hits: SearchResult) -> 
 
     from iwm.contact_sheet import save_sheet
     from iwm.errors import InvalidImageError
-    from iwm.images import open_rgb
     from iwm.index.photo import read_bytes
     from iwm.index.walk import Found
+    from iwm.opening import open_rgb
 
     def picture(path: str) -> Image.Image | None:
         try:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from iwm.adapter import Adapter
 from iwm.errors import InvalidDataError
-from iwm.images import ImageLike, batched
+from iwm.images import batched
+from iwm.opening import ImageLike
 from iwm.world_model import WorldModel
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from iwm.errors import IncompatibleWeightsError, InvalidDataError
 from iwm.evaluation.labelled import read_class_folder
-from iwm.images import ImageLike
+from iwm.opening import ImageLike
 from iwm.world_model import WorldModel
 
 TEMPERATURE = 0.1

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from iwm.errors import InvalidDataError, InvalidImageError
-from iwm.images import list_images, open_rgb
+from iwm.images import list_images
+from iwm.opening import open_rgb
 
 LABELS_FILE = "labels.txt"
 VOID = "void"

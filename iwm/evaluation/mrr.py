@@ -22,8 +22,9 @@ from iwm.distributions import STRENGTHS
 from iwm.errors import InvalidConfigError, nearest
 from iwm.evaluation.ranking import Scores, rank_of, squared_distances
 from iwm.fields import require_count
-from iwm.images import ImageLike, Images, count, iterate
+from iwm.images import Images, count, iterate
 from iwm.latent import Latent
+from iwm.opening import ImageLike
 from iwm.photometry import transform
 from iwm.world_model import WorldModel
 

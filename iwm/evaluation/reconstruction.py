@@ -20,7 +20,7 @@ from torch import Tensor
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.evaluation.mrr import draw_views, target_distribution
-from iwm.images import ImageLike
+from iwm.opening import ImageLike
 from iwm.world_model import WorldModel
 
 

@@ -20,7 +20,7 @@ from iwm.demo import Pixels
 from iwm.encoder import normalize_tokens
 from iwm.errors import InvalidConfigError
 from iwm.evaluation.mrr import Distribution, draw_views
-from iwm.images import ImageLike
+from iwm.opening import ImageLike
 from iwm.world_model import WorldModel
 
 

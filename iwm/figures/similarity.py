@@ -22,7 +22,7 @@ from torch import Tensor
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.errors import InvalidConfigError, nearest
 from iwm.evaluation.mrr import draw_views
-from iwm.images import ImageLike
+from iwm.opening import ImageLike
 from iwm.photometry import transform
 from iwm.world_model import WorldModel
 

@@ -18,7 +18,7 @@ from iwm.actions import Action
 from iwm.bank import Bank
 from iwm.demo import Pixels
 from iwm.errors import InvalidActionError, InvalidConfigError, nearest
-from iwm.images import ImageLike
+from iwm.opening import ImageLike
 from iwm.photometry import FIELDS
 from iwm.ranges import trained_range
 from iwm.world_model import WorldModel

@@ -25,7 +25,8 @@ from iwm.evaluation.labelled import IGNORED, read_mask
 from iwm.finetuning.augment import augment_image, rand_augment
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.folders import Split, TaskData
-from iwm.images import Preprocess, open_rgb, to_pil
+from iwm.images import Preprocess, to_pil
+from iwm.opening import open_rgb
 from iwm.training.data import Batches, StepSampler, as_bytes, cropped_image
 from iwm.training.distributed import World
 from iwm.training.signals import outlive_first_signal

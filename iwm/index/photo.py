@@ -14,9 +14,10 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from iwm.errors import InvalidImageError
-from iwm.images import Preprocess, exif_of, open_header, too_many_pixels, upright_size, without_warnings
+from iwm.images import Preprocess
 from iwm.index.filters import is_address
 from iwm.index.walk import Found, file_system
+from iwm.opening import exif_of, open_header, too_many_pixels, upright_size, without_warnings
 
 LARGEST = 1 << 30
 """Bytes of a file that is read: bounds the memory of indexing."""

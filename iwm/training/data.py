@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from iwm.actions import SampleKey
 from iwm.errors import InvalidDataError, InvalidImageError
-from iwm.images import open_rgb
+from iwm.opening import open_rgb
 from iwm.training.config import RunConfig
 from iwm.training.distributed import World
 from iwm.training.signals import outlive_first_signal

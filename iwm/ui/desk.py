@@ -11,7 +11,7 @@ from pathlib import Path
 
 from iwm.actions import Photometry
 from iwm.errors import InvalidActionError, InvalidConfigError, InvalidImageError, IWMError
-from iwm.images import ImageLike
+from iwm.opening import ImageLike
 from iwm.ui.acting import act, sweep
 from iwm.ui.html import NOTHING_YET, acted_html, alert, control_html, grid_html, status, undone_html
 from iwm.ui.photo import Photo, encode_photo, read_photo

@@ -8,8 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from iwm.errors import InvalidImageError
-from iwm.images import ImageLike, to_pil
+from iwm.images import to_pil
 from iwm.latent import Latent
+from iwm.opening import ImageLike
 from iwm.world_model import WorldModel
 
 

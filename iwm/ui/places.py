@@ -20,11 +20,12 @@ from iwm.edits import in_words
 from iwm.errors import InvalidDataError, InvalidImageError
 from iwm.evaluation.mrr import draw_views, target_distribution
 from iwm.evaluation.ranking import rank_of
-from iwm.images import open_rgb, to_pil
+from iwm.images import to_pil
 from iwm.index import Index
 from iwm.index.photo import read_bytes
 from iwm.index.walk import Found as File
 from iwm.latent import Latent
+from iwm.opening import open_rgb
 from iwm.ui.photo import Photo
 from iwm.undoing import SAMPLED, EditReader
 from iwm.world_model import WorldModel
