@@ -30,6 +30,7 @@ from iwm.files import atomic_write
 from iwm.finetuning.augment import photometric
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.datasets import CropDataset, Sample, without_traceback
+from iwm.training.data import batches_of
 from iwm.training.execution import autocast, precision_on
 from iwm.world_model import WorldModel
 
@@ -96,7 +97,7 @@ def cached_latents(
         batches = [keys[i : i + _BATCH] for i in range(0, len(keys), _BATCH)]
         loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.data.workers)
         done = 0
-        for crops, epochs, indices in track(loader, "encoding once", len(batches)):
+        for crops, epochs, indices in track(batches_of(loader), "encoding once", len(batches)):
             batch = list(zip(epochs.tolist(), indices.tolist(), strict=True))
             encoded = encode_views(model, crops.to(device), batch, config)
             if marginalise:

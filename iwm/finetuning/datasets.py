@@ -27,7 +27,7 @@ from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.folders import Split, TaskData
 from iwm.images import Preprocess, to_pil
 from iwm.opening import open_rgb
-from iwm.training.data import Batches, StepSampler, as_bytes, cropped_image
+from iwm.training.data import Batches, StepSampler, as_bytes, batches_of, cropped_image
 from iwm.training.distributed import World
 from iwm.training.signals import outlive_first_signal
 
@@ -218,7 +218,7 @@ class TaskSource:
             worker_init_fn=outlive_first_signal,
         )
         with without_traceback():
-            yield from loader
+            yield from batches_of(loader)
 
     def state(self) -> None:
         """Nothing: the order is a function of (seed, step)."""

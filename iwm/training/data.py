@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 import os
+import traceback
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -86,7 +87,7 @@ class FolderSource:
         """
         try:
             loader = make_loader(self.paths, self.size, self.config, first_step, world)
-            for crops, keys, problems, small in loader:
+            for crops, keys, problems, small in batches_of(loader):
                 for problem in itertools.chain.from_iterable(problems):
                     self._odd.refuse(problem)
                 for said in filter(None, small):
@@ -317,6 +318,19 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=outlive_first_signal,
     )
+
+
+def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
+    """All batches; the loader's workers end with the last one, and with an error too.
+
+    The frames of an error that was raised in a worker keep the loader's iterator, and that its workers, which are
+    deaf to one SIGTERM (`outlive_first_signal`): a process that ended so would wait for them for ever.
+    """
+    try:
+        yield from loader
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[list[str]], list[str]]:

@@ -1,5 +1,6 @@
 """Views that replay, masks that follow their image, batches split evenly."""
 
+import multiprocessing
 import re
 import shutil
 
@@ -85,6 +86,7 @@ def test_a_file_that_breaks_is_named_in_one_sentence(
         read()
     said = rf"Cannot read (the mask )?{broken}[^\n]*: [^\n]+[^.]\. Mend it; the same command goes on\."
     assert re.fullmatch(said, str(caught.value))
+    assert multiprocessing.active_children() == []  # Though the error, which was raised in one, is still here.
 
 
 def test_masks_go_with_their_image(scenes, make_config):
