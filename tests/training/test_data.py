@@ -218,7 +218,9 @@ def test_nothing_readable_any_more_is_said_in_one_line(tmp_path, workers):
     assert str(caught.value) == (
         "None of the 3 images can be read any more. When they are back, the same command goes on."
     )
-    assert multiprocessing.active_children() == []  # Though the error, which was raised in one, is still here.
+    assert (
+        multiprocessing.active_children() == []
+    )  # Though the error, which was raised in one, is still here.
 
 
 class _Slow(Dataset):
