@@ -4,7 +4,6 @@ import importlib.util
 import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from quick_processes import run_quickly
 
 import iwm
 from iwm.undoing import EditReader, UndoReport
@@ -29,10 +29,7 @@ def _run(script, *words):
         "PYTHONPATH": str(Path(iwm.__file__).parent.parent),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *map(str, words)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    return run_quickly(EXAMPLES / script, *words, env=environment, timeout=300)
 
 
 @pytest.fixture

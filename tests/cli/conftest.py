@@ -4,13 +4,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from quick_processes import run_quickly
 
 import iwm
 from iwm.cli.main import main
@@ -80,10 +80,7 @@ def fresh(environment):
     """`fresh("list", "--json", cwd=folder)` runs `python -m iwm list --json` there."""
 
     def run(*words, cwd=None):
-        done = subprocess.run(
-            [sys.executable, "-m", "iwm", *map(str, words)],
-            env=environment, cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        done = run_quickly("-m", "iwm", *words, env=environment, cwd=cwd)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -1,13 +1,12 @@
-"""Two real processes under torchrun: the losses of one, and one folder."""
+"""Two real processes: the losses of one, and one folder."""
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from quick_processes import run_ranks
 
 import iwm
 from iwm.finetuning.folders import read_task
@@ -29,11 +28,7 @@ def test_two_processes_are_one(base, colours, make_config, tmp_path):
         "--augment.cutmix", 0, "--augment.erasing", 0, "--augment.label_smoothing", 0, "--optim.lr", 1e-3,
         "--optim.warmup", 0, "--optim.weight_decay", 0.04, "--optim.weight_decay_end", 0.4,
     ]  # fmt: skip
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    child = subprocess.run(
-        [*runner, "iwm.finetuning", *map(str, words)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    child = run_ranks(2, "-m", "iwm.finetuning", *words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert child.returncode == 0, child.stderr
     assert child.stdout.count("Use it:") == 1
     one, two = (

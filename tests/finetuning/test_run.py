@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from labelled_files import write_class_folder
+from quick_processes import run_quickly
 
 import iwm
 from iwm.adapter import Adapter
@@ -171,10 +170,8 @@ def test_a_killed_run_goes_on_bit_for_bit(run, base, colours, tmp_path, make_con
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     out = tmp_path / "killed"
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, to_json(config), str(base), f"colours={colours}", str(out), "4"],
-        env=environment, start_new_session=True, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    words = [to_json(config), base, f"colours={colours}", out, 4]
+    child = run_quickly("-c", CHILD, *words, env=environment)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert torch.load(out / "state.pt", weights_only=True)["step"] == 4
     assert iwm.load(str(out), task="colours").heads

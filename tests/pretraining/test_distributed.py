@@ -1,4 +1,4 @@
-"""Real processes under torchrun: the same losses and weights as one process, and a clean end."""
+"""Real processes, some under torchrun: the same losses and weights as one process, and a clean end."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick_processes import run_ranks
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -24,20 +25,13 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(photos, out, *options, processes=1, program=("-m", "iwm.pretraining")):
-    runner = [sys.executable]
-    if processes > 1:
-        runner += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.Popen(
-        [*runner, *program, "--data", str(photos), "--out", str(out), *SMALL, *options],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def run(*arguments, expected=0, **options):
-    process = start(*arguments, **options)
-    printed, error = process.communicate(timeout=240)
-    assert process.returncode == expected, error
+def run(photos, out, *options, expected=0, processes=1, program=("-m", "iwm.pretraining")):
+    """To the end, without `torchrun`, which starts more slowly."""
+    words = [*program, "--data", photos, "--out", out, *SMALL, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = run_ranks(processes, *words, env=environment, cwd=ROOT)
+    printed, error = done.stdout, done.stderr
+    assert done.returncode == expected, error
     # Steps without masks skip a parameter; PyTorch warns wherever the first step is none of them.
     warned = [
         line for line in error.splitlines() if "Warning" in line and "find_unused_parameters" not in line
@@ -166,7 +160,22 @@ def test_nodes_that_share_no_folder_are_refused(photos, tmp_path):
 
 def test_a_signal_ends_all_processes_after_the_same_step(photos, tmp_path):
     out = tmp_path / "run"
-    process = start(photos, out, "--steps", "100000", "--checkpoint-every", "100000", processes=2)
+    words = [
+        "--data",
+        str(photos),
+        "--out",
+        str(out),
+        *SMALL,
+        "--steps",
+        "100000",
+        "--checkpoint-every",
+        "100000",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "iwm.pretraining", *words],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, text=True,
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
     deadline = time.monotonic() + 200
     while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from quick_processes import run_quickly
 
 import iwm
 from iwm.checkpoint import load_weights
@@ -61,11 +60,7 @@ def _run_in_child(config, data, out, number, step):
         "PYTHONPATH": str(Path(iwm.__file__).parent.parent),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
-    arguments = [to_json(config), str(data), str(out), str(int(number)), str(step)]
-    return subprocess.run(
-        [sys.executable, "-c", CHILD, *arguments],
-        env=environment, start_new_session=True, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return run_quickly("-c", CHILD, to_json(config), data, out, int(number), step, env=environment)
 
 
 def _metrics(out):
