@@ -57,7 +57,8 @@ def estimate(config: PretrainConfig, processes: int = 1) -> Estimate:
     images = torch.zeros(1, 3, size, size, device="meta")
     grid = model.encoder.grid_of(images)
     drawn = _visible_counts(config, grid)
-    flops = _training_flops(config, model, images, drawn)
+    teacher = _flops(lambda: model.encoder(images))
+    flops = teacher + _trained_flops(config, model, images, drawn)
     tokens = model.encoder(images)
     inference = _flops(lambda: model.predictor(tokens, _action(model), grid))
     encoder_size, predictor_size = config.model.counts
@@ -66,7 +67,7 @@ def estimate(config: PretrainConfig, processes: int = 1) -> Estimate:
         predictor=predictor_size,
         visible=sum(drawn) / len(drawn) / (grid[0] * grid[1]),
         flops_per_image=flops,
-        predictor_share=inference / _flops(lambda: model.encoder(images)),
+        predictor_share=inference / teacher,
         weights_bytes=16 * predictor_size + (8 if config.freeze_encoder else 20) * encoder_size,
         activation_bytes=config.rows(processes) * _activations(config, max(drawn), grid[0] * grid[1]),
         steps=config.steps,
@@ -112,12 +113,12 @@ def _activations(config: PretrainConfig, visible: int, count: int) -> int:
     return round(student + predictor)
 
 
-def _training_flops(config: PretrainConfig, model: WorldModel, images: Tensor, drawn: list[int]) -> float:
-    """FLOPs of one image, averaged over steps of which these numbers of patches are visible."""
+def _trained_flops(config: PretrainConfig, model: WorldModel, images: Tensor, drawn: list[int]) -> float:
+    """FLOPs of one image but the teacher's, averaged over steps of which these numbers of patches are visible."""
     grid = model.encoder.grid_of(images)
     kept = [visible for visible in drawn if visible < grid[0] * grid[1]]
     masked_share = len(kept) / len(drawn)
-    flops = _flops(lambda: model.encoder(images))
+    flops = 0.0
     if masked_share < 1:
         flops += (1 - masked_share) * _student_and_predictor(config, model, images, None)
     if kept:
