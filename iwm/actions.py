@@ -21,6 +21,7 @@ import numpy as np
 
 from iwm.config import STRENGTHS, VECTOR_SIZE, ActionEncoding, PhotometryDistribution
 from iwm.errors import InvalidActionError, InvalidConfigError, nearest
+from iwm.fields import require_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -189,12 +190,18 @@ class Action:
         Args:
             n: how many, >= 0.
             strength: `paper` [App. A.1] or `strong` [table S2].
-            seed: the same seed gives the same actions.
+            seed: the same seed gives the same actions; >= 0.
+
+        Raises:
+            InvalidActionError: another strength, or no such number.
         """
         if strength not in STRENGTHS:
             raise InvalidActionError(f'Unknown strength "{strength}".{nearest(strength, STRENGTHS)}')
-        if n < 0 or seed < 0:
-            raise InvalidActionError(f"Action.sample needs n and seed of at least 0, not {n} and {seed}.")
+        try:
+            require_count("n", n, least=0)
+            require_count("seed", seed, least=0)
+        except InvalidConfigError as error:
+            raise InvalidActionError(f"Action.sample: {error}") from error
         params = draw_photometry(STRENGTHS[strength], seed=seed, keys=[(0, i) for i in range(n)])
         return [cls.between(CLEAN, Photometry.from_params(row)) for row in params]
 
@@ -335,9 +342,13 @@ def draw_photometry(
         seed, keys, stream: every draw is a function of the seed, its sample's (epoch, index)
             and the stream alone, so that it replays bit for bit in any batch and on any
             number of processes.
+
+    Raises:
+        InvalidConfigError: a seed that is no whole number, or negative.
     """
     import torch
 
+    require_count("seed", seed, least=0)
     d = distribution
     u = uniforms(seed, keys, stream=stream, count=9)
     jitter = u[:, 0] < d.jitter_probability

@@ -119,13 +119,14 @@ def search(
         at_a_time: hypotheses of all pairs whose costs are asked for together, at least one a pair.
 
     Raises:
-        InvalidConfigError: an unknown solver, or numbers less than 1.
+        InvalidConfigError: an unknown solver, numbers less than 1, or a negative seed.
     """
     if solver not in get_args(Solver):
         raise InvalidConfigError(f'No solver is called "{solver}".{nearest(str(solver), get_args(Solver))}')
     for name, value in (("starts", starts), ("steps", steps)):
         require_count(name, value)
-    generator = torch.Generator().manual_seed(seed)
+    require_count("seed", seed, least=0)
+    generator = torch.Generator().manual_seed(seed % 2**63)
     size = max(at_a_time // max(pairs, 1), 1)
     if solver == "cem":
         params, costs = _cross_entropy(cost, space, pairs, generator, size)

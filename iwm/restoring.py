@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from iwm.actions import Photometry
+from iwm.actions import Action, Photometry
 from iwm.errors import InvalidActionError
 from iwm.images import map_pixels
 from iwm.photometry import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
@@ -52,7 +52,7 @@ def restore(image: ImageT, photometry: Photometry) -> Restored[ImageT]:
         photometry: the edit, such as `model.undo` or `model.infer_action` finds.
 
     Raises:
-        InvalidActionError: a factor of 0: nothing of the image is left.
+        InvalidActionError: no photometry, or a factor of 0: nothing of the image is left.
         InvalidImageError: not an image of one of these kinds.
 
     >>> import torch
@@ -60,6 +60,8 @@ def restore(image: ImageT, photometry: Photometry) -> Restored[ImageT]:
     >>> restore(dark, Photometry(brightness=0.5, blur=1.0)).lost
     ('blur: fine detail is gone',)
     """
+    if not isinstance(photometry, Photometry):
+        raise InvalidActionError(_no_photometry(photometry))
     for name in ("brightness", "contrast"):
         if not getattr(photometry, name):
             raise InvalidActionError(f"{name} is 0: nothing of the image is left to restore.")
@@ -79,6 +81,11 @@ def restore(image: ImageT, photometry: Photometry) -> Restored[ImageT]:
         if not photometry.saturation and not photometry.grayscale:
             lost += ("saturation 0: the colours are gone",)
     return Restored(map_pixels(image, lambda pixels: _invert(pixels, undone)), undone, lost)
+
+
+def _no_photometry(given: object) -> str:
+    hint = " It has two: write action.target." if isinstance(given, Action) else ""
+    return f"Expected iwm.Photometry, got {type(given).__name__}.{hint}"
 
 
 def _invert(pixels: Tensor, undone: Photometry) -> Tensor:

@@ -370,11 +370,18 @@ def test_a_seed_of_any_length_can_be_drawn_from():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [((3, "stron"), 'mean "strong"'), ((-1,), "at least 0, not -1")]
+    ("arguments", "options", "message"),
+    [
+        ((3, "stron"), {}, 'mean "strong"'),
+        ((-1,), {}, r"Action\.sample: n is -1; it must be at least 0"),
+        ((1.5,), {}, r"n is 1\.5; it must be a whole number"),
+        ((3,), {"seed": -1}, "seed is -1; it must be at least 0"),
+        ((3,), {"seed": None}, "seed is None; it must be a whole number"),
+    ],
 )
-def test_sample_errors(arguments, message):
+def test_sample_errors(arguments, options, message):
     with pytest.raises(InvalidActionError, match=message):
-        Action.sample(*arguments)
+        Action.sample(*arguments, **options)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)

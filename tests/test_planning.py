@@ -117,3 +117,5 @@ def test_solvers_that_are_not_there(space):
         search(bowl(space), space, 1, solver="gradiant")
     with pytest.raises(InvalidConfigError, match="steps is 0; it must be at least 1"):
         search(bowl(space), space, 1, steps=0)
+    with pytest.raises(InvalidConfigError, match=r"seed is 1\.5; it must be a whole number"):
+        search(bowl(space), space, 1, seed=1.5)

@@ -64,3 +64,7 @@ def test_colour_that_a_factor_took(pixels):
         restore(pixels, Photometry(contrast=0.0))
     with pytest.raises(InvalidImageError):
         restore("photo.jpg", JITTER)
+    with pytest.raises(InvalidActionError, match=r"Expected iwm\.Photometry, got Action\. .*action\.target"):
+        restore(pixels, Action())
+    with pytest.raises(InvalidActionError, match=r"Expected iwm\.Photometry, got NoneType\.$"):
+        restore(pixels, None)

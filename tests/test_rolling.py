@@ -64,3 +64,5 @@ def test_nothing_to_roll(acting_model):
         acting_model.roll(latent, ["darker"])
     with pytest.raises(InvalidConfigError, match="n is 0"):
         acting_model.invariant(latent, 0)
+    with pytest.raises(InvalidConfigError, match="seed is -1"):
+        acting_model.invariant(latent, 2, seed=-1)

@@ -78,7 +78,7 @@ class OptimConfig:
         require_choice("optim.optimizer", self.optimizer, OptimizerName)
         require_choice("optim.schedule", self.schedule, Schedule)
         require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; it must be 0 to 1.")
-        require(0 < self.lr <= 100, f"optim.lr is {self.lr}; it must be positive.")
+        require(0 < self.lr <= 100, f"optim.lr is {self.lr}; it must be positive, and 100 at most.")
         require(0 <= self.lr_start <= self.lr, f"optim.lr_start is {self.lr_start}; use 0 to lr.")
         require(0 <= self.warmup <= 1, f"optim.warmup is {self.warmup}; it must be 0 to 1.")
         require(self.stretch >= 1, f"optim.stretch is {self.stretch}; it must be at least 1.")
