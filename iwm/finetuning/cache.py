@@ -30,7 +30,7 @@ from iwm.files import atomic_write
 from iwm.finetuning.augment import photometric
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.datasets import CropDataset, Sample, without_traceback
-from iwm.training.data import batches_of
+from iwm.training.data import batches_of, saying_what_killed_a_worker
 from iwm.training.execution import autocast, precision_on
 from iwm.world_model import WorldModel
 
@@ -90,7 +90,7 @@ def cached_latents(
         if _holds(path, shape):
             return path
         log.warning("%s is damaged; its latents are computed anew", path)
-    with atomic_write(path) as temporary, without_traceback():
+    with atomic_write(path) as temporary, saying_what_killed_a_worker(), without_traceback():
         tokens = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         _take_room(temporary)
         dataset = CropDataset(paths, model.config.preprocess, config)

@@ -26,7 +26,7 @@ from iwm.errors import InvalidConfigError, SaveError, TrainingError
 from iwm.fields import to_json
 from iwm.training import schedules
 from iwm.training.config import OptimConfig, RunConfig
-from iwm.training.data import Source
+from iwm.training.data import Source, saying_what_killed_a_worker
 from iwm.training.distributed import World
 from iwm.training.execution import autocast
 from iwm.training.optimizer import make_optimizer, set_schedule
@@ -152,6 +152,7 @@ def _train(trainer: _Trainer) -> bool:
     trackers = make_trackers(config, run.path, trainer.done) if world.is_main else []
     with (
         trainer.telling_what_is_good(),
+        saying_what_killed_a_worker(),
         closing_all(trackers),
         stop_on_signal() as stopped,
         Progress(config.steps, trainer.done, config.batch_size, shown=world.is_main) as progress,

@@ -1,11 +1,13 @@
 """How runs of the loop fail, and what is left then."""
 
 import math
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +19,9 @@ from PIL import Image
 
 import iwm
 from iwm.errors import InvalidConfigError, InvalidDataError, SaveError
-from iwm.training.config import OptimConfig
-from iwm.training.data import StepSampler
-from iwm.training.loop import TrainingError
+from iwm.training.config import DataConfig, OptimConfig
+from iwm.training.data import FolderSource, StepSampler
+from iwm.training.loop import TrainingError, train
 from iwm.training.run_folder import RunFolder
 
 # Trains a linear task with a loader's worker, and fails as a device does that is out of memory.
@@ -53,6 +55,28 @@ def test_a_failure_of_any_kind_ends_the_process(paths, tmp_path):
     )  # fmt: skip
     assert child.returncode == 1
     assert "RuntimeError: out of memory" in child.stderr
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.01, 0.1])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_worker_that_is_killed_is_said_in_words(paths, tmp_path, delay):
+    """In the midst of a step, of a batch, or while the one or the other is waited for."""
+
+    class Killing(LinearTask):
+        def after_step(self, step):
+            if step == 3:
+                worker = multiprocessing.active_children()[0]
+                threading.Timer(delay, worker.kill).start()
+            return super().after_step(step)
+
+    config = replace(loop_config(), steps=100_000, data=DataConfig(workers=2))
+    run = RunFolder(tmp_path / "run", config, resume=False)
+    with pytest.raises(
+        TrainingError,
+        match=r"ended \((Killed|unexpectedly)\), often for want of memory\. .*--data\.workers 1",
+    ):
+        train(Killing(), FolderSource(paths, SIZE, config), config, run, lambda step, seconds: None)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize(
