@@ -198,8 +198,7 @@ class Action:
         if strength not in STRENGTHS:
             raise InvalidActionError(f'Unknown strength "{strength}".{nearest(strength, STRENGTHS)}')
         try:
-            require_count("n", n, least=0)
-            require_count("seed", seed, least=0)
+            n, seed = require_count("n", n, least=0), require_count("seed", seed, least=0)
         except InvalidConfigError as error:
             raise InvalidActionError(f"Action.sample: {error}") from error
         params = draw_photometry(STRENGTHS[strength], seed=seed, keys=[(0, i) for i in range(n)])
@@ -348,7 +347,7 @@ def draw_photometry(
     """
     import torch
 
-    require_count("seed", seed, least=0)
+    seed = require_count("seed", seed, least=0)
     d = distribution
     u = uniforms(seed, keys, stream=stream, count=9)
     jitter = u[:, 0] < d.jitter_probability

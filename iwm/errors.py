@@ -70,7 +70,7 @@ class ServerError(IWMError, OSError):
 
 
 class TrainingError(IWMError, RuntimeError):
-    """Training cannot go on: the loss is no longer a number."""
+    """Training cannot go on: the loss is no longer a number, say, or memory is short."""
 
 
 class SaveError(IWMError, OSError):

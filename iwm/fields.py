@@ -24,19 +24,21 @@ def require(condition: bool, message: str) -> None:
         raise InvalidConfigError(message)
 
 
-def require_count(name: str, value: object, least: int = 1) -> None:
-    """Raise `InvalidConfigError` unless `value` is a whole number, and at least so large."""
+def require_count(name: str, value: object, least: int = 1) -> int:
+    """A whole number, of whatever kind, as an `int`.
+
+    Raises:
+        InvalidConfigError: it is none, or not so large.
+    """
     try:
         if "bool" in str(getattr(value, "dtype", type(value))):
             raise TypeError
-        operator.index(cast(SupportsIndex, value))
+        number = operator.index(cast(SupportsIndex, value))
     except TypeError as error:
         words = f"{name} is {quoted(repr(value))}; it must be a whole number, at least {least}."
         raise InvalidConfigError(words) from error
-    require(
-        operator.index(cast(SupportsIndex, value)) >= least,
-        f"{name} is {value}; it must be at least {least}.",
-    )
+    require(number >= least, f"{name} is {value}; it must be at least {least}.")
+    return number
 
 
 def require_choice(name: str, value: str, choices: Any) -> None:

@@ -125,8 +125,7 @@ def search(
         raise InvalidConfigError(f'No solver is called "{solver}".{nearest(str(solver), get_args(Solver))}')
     for name, value in (("starts", starts), ("steps", steps)):
         require_count(name, value)
-    require_count("seed", seed, least=0)
-    generator = torch.Generator().manual_seed(seed % 2**63)
+    generator = torch.Generator().manual_seed(require_count("seed", seed, least=0) % 2**63)
     size = max(at_a_time // max(pairs, 1), 1)
     if solver == "cem":
         params, costs = _cross_entropy(cost, space, pairs, generator, size)

@@ -1,7 +1,8 @@
 """Processes that start at once: forked from one that has imported PyTorch and nothing of iwm.
 
-Importing it takes seconds, and tests start many processes. What is said before the first import, and what
-is imported at all, has to be tested with `subprocess`.
+Importing it takes seconds, and tests start many processes. They begin with this process's `sys.path`. What is
+read as the interpreter or PyTorch starts, what is said before the first import, and what is imported at all,
+has to be tested with `subprocess`.
 """
 
 import atexit
@@ -12,11 +13,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from pathlib import Path
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["torch", "torchvision"])
+_QUICK = "forkserver" in multiprocessing.get_all_start_methods()
+_STARTS = multiprocessing.get_context("forkserver" if _QUICK else "spawn")
+if _QUICK:
+    _STARTS.set_forkserver_preload(["torch", "torchvision"])
 
 
 class QuickProcess:
@@ -29,8 +33,9 @@ class QuickProcess:
     """
 
     def __init__(self, *words, env, cwd=None):
-        self._printed = [Path(tempfile.mkstemp(prefix="iwm-tests-")[1]) for _ in range(2)]
-        self._process = _FORKS.Process(
+        self._folder = tempfile.TemporaryDirectory(prefix="iwm-tests-")
+        self._printed = [Path(self._folder.name) / name for name in ("out", "err")]
+        self._process = _STARTS.Process(
             target=_main,
             args=([*map(str, words)], dict(env), str(cwd or Path.cwd()), self._printed),
             daemon=True,
@@ -45,6 +50,7 @@ class QuickProcess:
     def kill(self):
         """End it at once."""
         self._process.kill()
+        self._process.join()
 
     def communicate(self, timeout=120):
         """Wait for its end: what it printed.
@@ -56,10 +62,8 @@ class QuickProcess:
         late = self.returncode is None
         if late:
             self.kill()
-            self._process.join()
-        printed = [path.read_text(encoding="utf-8") for path in self._printed]
-        for path in self._printed:
-            path.unlink()
+        printed = [path.read_text(encoding="utf-8") if path.exists() else "" for path in self._printed]
+        self._folder.cleanup()
         if late:
             raise subprocess.TimeoutExpired("python", timeout, *printed)
         return tuple(printed)
@@ -86,7 +90,12 @@ def run_ranks(processes, *words, env, cwd=None, timeout=240):
         QuickProcess(*words, env=env | {name: str(value) for name, value in rank.items()}, cwd=cwd)
         for rank in ranks
     ]
-    printed = [process.communicate(timeout) for process in started]
+    deadline = time.monotonic() + timeout
+    try:
+        printed = [process.communicate(max(deadline - time.monotonic(), 0.0)) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     worst = max((process.returncode for process in started), key=abs)
     return subprocess.CompletedProcess(words, worst, *map("".join, zip(*printed, strict=True)))
 
@@ -105,13 +114,14 @@ def _main(words, env, cwd, printed):
         exec(compile(words[1], "<string>", "exec"), sys.modules["__main__"].__dict__)
     else:
         sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent))
         runpy.run_path(words[0], run_name="__main__")
 
 
 def _become(env, cwd, printed):
     """Take on an environment, a folder and files for standard output and error."""
     for number, path in enumerate([os.devnull, *printed]):
-        file = os.open(path, os.O_WRONLY if number else os.O_RDONLY)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT if number else os.O_RDONLY)
         os.dup2(file, number)
         os.close(file)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115

@@ -365,7 +365,12 @@ def test_sample():
     )
 
 
-def test_a_seed_of_any_length_can_be_drawn_from():
+def test_a_seed_of_any_kind_and_length_can_be_drawn_from():
+    assert (
+        Action.sample(np.int64(3), seed=np.int64(5))
+        == Action.sample(3, seed=torch.tensor(5))
+        == Action.sample(3, seed=5)
+    )
     assert len({tuple(Action.sample(3, seed=seed)) for seed in (0, 2**63, 2**64, 2**64 + 1, 10**40)}) == 5
 
 

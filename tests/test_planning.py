@@ -1,5 +1,6 @@
 """The solvers: gradients, convergence on known costs, and the space they search."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,6 +111,11 @@ def test_no_more_hypotheses_are_tried_at_a_time_than_asked_for(space, solver, st
     assert max(asked) >= 320
     for one, other in zip(few, many, strict=True):
         assert [h.photometry for h in one] == [h.photometry for h in other]
+
+
+def test_a_seed_of_any_kind_and_length(space):
+    found = [search(bowl(space), space, 1, steps=2, seed=seed) for seed in (5, np.int64(5), 5 + 2**63)]
+    assert found[0] == found[1] == found[2]
 
 
 def test_solvers_that_are_not_there(space):

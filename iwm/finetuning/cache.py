@@ -13,7 +13,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from iwm.actions import SampleKey
 from iwm.display import track
+from iwm.errors import TrainingError
 from iwm.evaluation.marginal import marginalised
 from iwm.fields import to_json
 from iwm.files import atomic_write
 from iwm.finetuning.augment import photometric
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.datasets import CropDataset, Sample, without_traceback
-from iwm.training.data import batches_of, saying_what_killed_a_worker
 from iwm.training.execution import autocast, precision_on
+from iwm.training.workers import batches_of, death_of_a_worker, what_ended
 from iwm.world_model import WorldModel
 
 _BATCH = 64
@@ -79,6 +81,7 @@ def cached_latents(
     Raises:
         SaveError: the disk is full.
         InvalidDataError: an image cannot be read.
+        TrainingError: a process that reads images was killed.
     """
     path = folder / f"latents-{_fingerprint(model, paths, config, marginalise)}.npy"
     views, count = max(config.cache_views, 1), len(paths)
@@ -90,7 +93,7 @@ def cached_latents(
         if _holds(path, shape):
             return path
         log.warning("%s is damaged; its latents are computed anew", path)
-    with atomic_write(path) as temporary, saying_what_killed_a_worker(), without_traceback():
+    with _saying_what_killed_a_worker(), atomic_write(path) as temporary, without_traceback():
         tokens = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         _take_room(temporary)
         dataset = CropDataset(paths, model.config.preprocess, config)
@@ -109,6 +112,16 @@ def cached_latents(
         del tokens
     log.info("kept the latents of %d views in %s", len(keys), path)
     return path
+
+
+@contextmanager
+def _saying_what_killed_a_worker() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if (death := death_of_a_worker(error)) is None:
+            raise
+        raise TrainingError(f"{what_ended(death)} The same command encodes the images anew.") from error
 
 
 def _take_room(path: Path) -> None:

@@ -27,9 +27,10 @@ from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.folders import Split, TaskData
 from iwm.images import Preprocess, to_pil
 from iwm.opening import open_rgb
-from iwm.training.data import Batches, StepSampler, as_bytes, batches_of, cropped_image
+from iwm.training.data import Batches, StepSampler, as_bytes, cropped_image
 from iwm.training.distributed import World
 from iwm.training.signals import outlive_first_signal
+from iwm.training.workers import batches_of
 
 _SCALE_STREAM = 14
 SCALES = (0.5, 2.0)

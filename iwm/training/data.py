@@ -11,14 +11,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import multiprocessing.connection
 import os
-import re
-import time
-import traceback
-from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -29,11 +23,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from iwm.actions import SampleKey
-from iwm.errors import InvalidDataError, InvalidImageError, TrainingError
+from iwm.errors import InvalidDataError, InvalidImageError
 from iwm.opening import open_rgb
 from iwm.training.config import RunConfig
 from iwm.training.distributed import World
 from iwm.training.signals import outlive_first_signal
+from iwm.training.workers import batches_of
 
 _CROP_STREAM = 1
 _ORDER_STREAM = 6
@@ -323,56 +318,6 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=outlive_first_signal,
     )
-
-
-def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
-    """All batches; the loader's workers end with the last one, and with an error too.
-
-    The frames of an error that was raised in a worker keep the loader's iterator, and that its workers, which are
-    deaf to one SIGTERM (`outlive_first_signal`): a process that ended so would wait for them for ever.
-    """
-    others = set(multiprocessing.active_children())
-    batches = iter(loader)
-    workers = set(multiprocessing.active_children()) - others
-    try:
-        yield from batches
-    except BaseException as error:
-        death = _death_of_one(workers) if isinstance(error, OSError | EOFError) else None
-        del batches
-        traceback.clear_frames(error.__traceback__)
-        if death is not None:
-            raise death from error
-        raise
-
-
-def _death_of_one(workers: Collection[BaseProcess]) -> RuntimeError | None:
-    """What the loader's handler of SIGCHLD says of a worker, where an end in the midst of a batch is seen first."""
-    try:
-        multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0)
-        time.sleep(0.1)
-    except RuntimeError as error:
-        return error
-    return None
-
-
-@contextmanager
-def saying_what_killed_a_worker() -> Iterator[None]:
-    """In words, wherever it is heard of: a `DataLoader` raises it on SIGCHLD, whatever is being done.
-
-    Raises:
-        TrainingError: a worker was killed, as happens where memory is short.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        signalled = re.search(r"killed by signal: ([^.]+)", str(error))
-        raise TrainingError(
-            f"A process that reads images was ended ({signalled[1] if signalled else 'unexpectedly'}), often for want "
-            "of memory. Take fewer, such as --data.workers 1 (or 0: none); in a container, allow more shared memory "
-            "(docker run --shm-size). The same command goes on from the last checkpoint."
-        ) from error
 
 
 def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[list[str]], list[str]]:

@@ -26,7 +26,7 @@ from iwm.errors import InvalidConfigError, SaveError, TrainingError
 from iwm.fields import to_json
 from iwm.training import schedules
 from iwm.training.config import OptimConfig, RunConfig
-from iwm.training.data import Source, saying_what_killed_a_worker
+from iwm.training.data import Source
 from iwm.training.distributed import World
 from iwm.training.execution import autocast
 from iwm.training.optimizer import make_optimizer, set_schedule
@@ -34,6 +34,7 @@ from iwm.training.progress import Progress, Waits, memory_mb
 from iwm.training.run_folder import RunFolder
 from iwm.training.signals import stop_on_signal
 from iwm.training.trackers import closing_all, make_trackers, require_packages
+from iwm.training.workers import death_of_a_worker, what_ended
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,8 @@ def train(
         Whether all is done that was to be done.
 
     Raises:
-        TrainingError: the loss or its gradient is not finite; the last checkpoint is still good.
+        TrainingError: the loss or its gradient is not finite, memory is short, or a process that
+            reads images was killed; the last checkpoint is still good.
         SaveError: something cannot be written; the last checkpoint is still good.
         InvalidConfigError: the state in the folder belongs to other images, or is further on, or
             the batch cannot be shared evenly, or a package is missing, or another process trains
@@ -152,7 +154,6 @@ def _train(trainer: _Trainer) -> bool:
     trackers = make_trackers(config, run.path, trainer.done) if world.is_main else []
     with (
         trainer.telling_what_is_good(),
-        saying_what_killed_a_worker(),
         closing_all(trackers),
         stop_on_signal() as stopped,
         Progress(config.steps, trainer.done, config.batch_size, shown=world.is_main) as progress,
@@ -371,7 +372,7 @@ class _Trainer:
 
     @contextmanager
     def telling_what_is_good(self) -> Iterator[None]:
-        """Add to a failure to write, or of memory, which checkpoint there is, and what to do."""
+        """Add to a failure to write, of memory, or of a reader, which checkpoint there is, and what to do."""
         try:
             yield
         except SaveError as error:
@@ -382,6 +383,11 @@ class _Trainer:
                 f"{self._good} Work through a batch in pieces, --accumulate {2 * self.config.accumulate}; keep less "
                 "of it, --activation-checkpointing; or take a smaller --batch-size."
             ) from error
+        except RuntimeError as error:
+            death = death_of_a_worker(error)
+            if death is None:
+                raise
+            raise TrainingError(f"{what_ended(death)} {self._good} The same command goes on.") from error
 
     def export_model(self) -> None:
         """Write the model as it is now."""

@@ -17,6 +17,7 @@ from iwm.fields import dotted, from_dict, to_json
 from iwm.files import atomic_write, remove_unfinished, write_text
 from iwm.model_folder import CONFIG_FILE
 from iwm.training.config import RunConfig
+from iwm.training.workers import death_of_a_worker
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -153,6 +154,8 @@ class RunFolder:
             try:
                 torch.save(state, file)
             except RuntimeError as error:  # Torch fails again as it closes the archive, and hides why.
+                if (death := death_of_a_worker(error)) is not None:
+                    raise death from None
                 raise OSError(str(error.__context__ or error)) from error
 
     def load_state(self, *, peek: bool = False) -> dict[str, Any]:

@@ -86,9 +86,8 @@ def test_a_file_that_breaks_is_named_in_one_sentence(
         read()
     said = rf"Cannot read (the mask )?{broken}[^\n]*: [^\n]+[^.]\. Mend it; the same command goes on\."
     assert re.fullmatch(said, str(caught.value))
-    assert (
-        multiprocessing.active_children() == []
-    )  # Though the error, which was raised in one, is still here.
+    # The error, which was raised in one, is still here.
+    assert multiprocessing.active_children() == []
 
 
 def test_masks_go_with_their_image(scenes, make_config):
