@@ -79,7 +79,7 @@ def backends(name: str, folder: Path, calibration: Path | None) -> dict[str, iwm
     images = images and images[:: -(-len(images) // 64)]
     for backend, precision in EXPORTS:
         target = folder / f"{backend}-{precision}"
-        model.export(target, backend, precision, calibration=images)
+        model.export(target, backend, precision, calibration=images if precision == "int8" else None)
         if backend != "torch":
             models[f"{backend} {precision}"] = iwm.load(target, backend=backend)
     return models

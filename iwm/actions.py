@@ -105,12 +105,17 @@ class Photometry:
     @classmethod
     def from_params(cls, params: Sequence[float] | Tensor) -> Photometry:
         """The inverse of `params`; float32 values read as the shortest decimals that give them."""
-        if len(params) != 7:
-            raise InvalidActionError(f"{len(params)} parameters; a photometry has 7.")
-        b, c, s, h, g, blur, sol = (float(str(np.float32(float(p)))) for p in params)
+        try:
+            numbers = [float(str(np.float32(float(p)))) for p in params]
+        except (TypeError, ValueError) as error:
+            raise InvalidActionError(f"A photometry is read from 7 numbers, not from {params!r}.") from error
+        if len(numbers) != 7:
+            raise InvalidActionError(f"{len(numbers)} parameters; a photometry has 7.")
+        b, c, s, h, g, blur, sol = numbers
         return cls(
-            brightness=b, contrast=c, saturation=s, hue=h, grayscale=bool(g), blur=blur, solarize=bool(sol)
-        )
+            brightness=b, contrast=c, saturation=s, hue=h,
+            grayscale=_switch("grayscale", g), blur=blur, solarize=_switch("solarize", sol),
+        )  # fmt: skip
 
     @property
     def is_clean(self) -> bool:

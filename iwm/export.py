@@ -114,6 +114,11 @@ def export(
         SaveError: the folder cannot be written, or holds a model.
     """
     _check(model, format, precision)
+    if calibration is not None and precision != "int8":
+        raise InvalidConfigError(
+            f"Calibration measures the ranges of int8, and {precision} has none: "
+            'pass precision="int8" (--precision int8), or no calibration.'
+        )
     with replacing(Path(folder)) as temporary:
         if format == "torch":
             model.save_pretrained(temporary)

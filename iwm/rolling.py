@@ -7,7 +7,7 @@ its own error. `invariant` averages over actions instead [arXiv 2403.00504, appe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,7 +62,7 @@ def chain(actions: Sequence[Action]) -> list[Action]:
 
 @torch.no_grad()
 def invariant(
-    model: WorldModel, latent: Latent, n: int = 16, actions: Sequence[Action] | None = None, seed: int = 0
+    model: WorldModel, latent: Latent, n: int = 16, actions: Iterable[Action] | None = None, seed: int = 0
 ) -> Latent:
     """The mean prediction over many actions, normalised like every latent [app. H].
 
@@ -83,7 +83,8 @@ def invariant(
         drawn_from = config.distribution if config.symmetric else config.distribution.without_destructive()
         rows = draw_photometry(drawn_from, seed=seed, keys=[(0, i) for i in range(n)])
         actions = [Action.between(CLEAN, Photometry.from_params(row)) for row in rows]
-    means = [model.apply_action(one, list(actions)).tokens.mean(dim=0, keepdim=True) for one in latent]
+    actions = list(actions)
+    means = [model.apply_action(one, actions).tokens.mean(dim=0, keepdim=True) for one in latent]
     if not means:
         raise InvalidActionError("Nothing to do: pass at least one latent.")
     return Latent(normalize_tokens(torch.cat(means)), latent.grid, latent.space)

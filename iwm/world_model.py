@@ -143,7 +143,7 @@ class WorldModel(StoredModel):
 
     def _warn_once(self, params: Tensor) -> None:
         """Say of actions `[K, 2, 7]` what of them is outside the trained range, of each parameter once."""
-        if words := outside(params, self.config.actions, self._warned):
+        while words := outside(params, self.config.actions, self._warned):
             self._warned |= {words.partition(" ")[0]}
             said = f"{self.config.name} was not trained for {words}. Predictions there are a guess."
             warnings.warn(said, UntrainedActionWarning, stacklevel=4)

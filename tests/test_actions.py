@@ -453,3 +453,18 @@ def test_parameters_of_another_shape_are_no_actions(shape):
 def test_an_encoding_that_does_not_exist():
     with pytest.raises(InvalidConfigError, match='Did you mean "pair"'):
         encode_photometry(torch.zeros(1, 2, 7), "pairs")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ([1, 1, 1, 0, float("nan"), 0, 0], "grayscale is nan; it must be True or False"),
+        ([1, 1, 1, 0, 0, 0, 0.5], "solarize is 0.5; it must be True or False"),
+        (["a"] * 7, "A photometry is read from 7 numbers, not from"),
+        (3, "A photometry is read from 7 numbers, not from 3"),
+        ([1, 1], "2 parameters; a photometry has 7"),
+    ],
+)
+def test_what_no_photometry_is_read_from(params, message):
+    with pytest.raises(InvalidActionError, match=message):
+        Photometry.from_params(params)

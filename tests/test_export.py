@@ -211,6 +211,13 @@ def in_order(found, labels):
     return torch.tensor([[row[label] for label in labels] for row in rows])
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_only_int8_is_calibrated(model, tmp_path, precision):
+    with pytest.raises(InvalidConfigError, match=f"ranges of int8, and {precision} has none"):
+        model.export(tmp_path / "out", "onnx", precision, calibration=[tmp_path])
+    assert not (tmp_path / "out").exists()
+
+
 def test_calibration_on_photographs(model, photos, tmp_path):
     model.export(tmp_path / "out", "onnx", "int8", calibration=sorted(photos.rglob("*.jpg")))
     images = sorted(photos.rglob("*.jpg"))

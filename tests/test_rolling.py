@@ -66,3 +66,10 @@ def test_nothing_to_roll(acting_model):
         acting_model.invariant(latent, 0)
     with pytest.raises(InvalidConfigError, match="seed is -1"):
         acting_model.invariant(latent, 2, seed=-1)
+
+
+def test_the_mean_of_a_generator_of_actions(acting_model):
+    latents = acting_model.encode(torch.rand(2, 3, 32, 32))
+    actions = [Action(brightness=0.8), Action(hue=0.1)]
+    found = acting_model.invariant(latents, actions=(action for action in actions))
+    torch.testing.assert_close(found.tokens, acting_model.invariant(latents, actions=actions).tokens)

@@ -175,8 +175,10 @@ def test_an_action_beyond_training_is_said_once(model):
     assert "trained range: brightness 0.6 to 1.4" in said
     assert "no grayscale, no blur, no solarize" in said
     assert caught[0].filename == __file__
-    with pytest.warns(UntrainedActionWarning, match="blur 9"):
-        model.apply_action(latent, Action(brightness=2.5, blur=9))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.apply_action(latent, Action(brightness=2.5, blur=9, hue=0.4))
+    assert [str(c.message).split(" for ")[1].split(" in ")[0] for c in caught] == ["hue 0.4", "blur 9"]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 256])

@@ -43,9 +43,10 @@ def demo_command(
     from iwm.figures import check_picture, save_retrievals
     from iwm.opening import open_rgb
 
-    check_output(out)
+    paths = find_images(images or [])
+    check_output(out, paths)
     check_picture(out)
-    photos = [open_rgb(path) for path in find_images(images)] if images else photographs()
+    photos = [open_rgb(path) for path in paths] if images else photographs()
     world_model = load_model(model, device)
     rows = retrieve(world_model, photos, bank_size=bank_size)
     retrievals = list(track(rows, "acting and retrieving", total=len(ACTIONS)))

@@ -91,11 +91,9 @@ def restore_command(
     from iwm.restoring import restore
     from iwm.undoing import undo
 
-    check_output(out)
+    check_output(out, [image])
     if out.suffix.lower() not in EXTENSIONS:
         raise typer.BadParameter(f"{out} is no image file; end it in .jpg or .png.", param_hint="--out")
-    if out.exists() and image.exists() and out.samefile(image):
-        raise typer.BadParameter("It is the photograph itself; name another file.", param_hint="--out")
     picture = open_rgb(image)
     world_model = load_model(model, device, exported=True)
     _, report = undo(world_model, picture, _read_references(references, world_model), seed=seed)

@@ -12,6 +12,7 @@ from iwm.cli.options import (
     BatchSize,
     Device,
     ModelName,
+    check_no_image,
     check_output,
     console,
     encode_files,
@@ -37,6 +38,7 @@ def encode_command(
     from iwm.errors import InvalidDataError
 
     check_output(out)
+    check_no_image(out)
     paths = find_images(images)
     seen: set[Path] = set()
     for path in paths:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iwm.cli.options import AsJson, Device, ModelName, check_output, console, load_model, print_json
+from iwm.cli.options import (
+    AsJson,
+    Device,
+    ModelName,
+    check_no_image,
+    check_output,
+    console,
+    load_model,
+    print_json,
+)
 from iwm.files import write_text
 
 if TYPE_CHECKING:
@@ -120,7 +129,8 @@ def probe_command(
     if cache is not None:
         check_outside(cache, "--cache", [data])
     if answers is not None:
-        check_output(answers)
+        check_output(answers, option="--answers")
+        check_no_image(answers, "--answers")
     world_model = load_model(model, device)
     if marginalise and world_model.config.tuned:
         raise InvalidConfigError(

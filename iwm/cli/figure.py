@@ -220,7 +220,7 @@ def _prepare(out: Path, images: list[Path] | None, most: int | None = None) -> l
     from iwm.demo import photographs
     from iwm.figures import check_picture
 
-    check_output(out)
+    check_output(out, find_images(images or []))
     check_picture(out)
     return [*itertools.islice(_readable(images), most)] if images else [*photographs()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from iwm.cli.options import (
     AsJson,
     BatchSize,
     Device,
+    check_no_image,
     check_output,
     console,
     load_model,
@@ -59,7 +61,8 @@ def index_command(
     check_roots(photos)
     check_engine(engine)
     if report:
-        check_output(report)
+        check_output(report, option="--report")
+        check_no_image(report, "--report")
     # Workers of Ray are sent a PyTorch model.
     index, world_model = open_or_create(out, model, device, exported=engine == "local")
     done = index.update(
@@ -83,7 +86,9 @@ def index_command(
         f"{done.removed} removed, {len(done.skipped)} skipped; {done.photos} photographs ({done.seconds:.1f} s)."
     )
     _check_filled(done, photos)
-    console.print(f"Search it: iwm search {one_line(out)} --image photo.jpg --brightness 0.6", style="dim")
+    made_by = f" --model {shlex.quote(model)}" if model else ""
+    hint = f"iwm search {shlex.quote(out)}{made_by} --image photo.jpg --brightness 0.6"
+    console.print(f"Search it: {one_line(hint)}", style="dim")
 
 
 def _check_filled(done: IndexReport, photos: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -109,17 +109,34 @@ def warn(words: str) -> None:
     )
 
 
-def check_output(path: Path) -> None:
-    """Raise `SaveError` where a file cannot be written to `path`, before the work is done."""
+def check_output(path: Path, inputs: Iterable[str | os.PathLike[str]] = (), option: str = "--out") -> None:
+    """Raise `SaveError` where a file cannot be written to `path`, before the work is done.
+
+    Args:
+        path: what the user named; a file that is there will be replaced.
+        inputs: images that are read; none of them is.
+        option: where the user named it.
+    """
     from iwm.errors import SaveError
 
     if os.path.isdir(path):
-        raise SaveError(f"{path} is a folder; name a file for --out.")
+        raise SaveError(f"{path} is a folder; name a file for {option}.")
+    if os.path.exists(path) and any(os.path.exists(one) and os.path.samefile(path, one) for one in inputs):
+        raise SaveError(f"{path} is one of the images themselves; name another file for {option}.")
     existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not os.path.isdir(existing):
         raise SaveError(f"Cannot write {path}: {existing} is a file, not a folder.")
     if not os.access(existing, os.W_OK):
         raise SaveError(f"Cannot write {path}: no permission to write in {existing}.")
+
+
+def check_no_image(path: Path, option: str = "--out") -> None:
+    """Raise `SaveError` where what is no image would be called like one: it may be somebody's photograph."""
+    from iwm.errors import SaveError
+    from iwm.images import EXTENSIONS
+
+    if path.suffix.lower() in EXTENSIONS:
+        raise SaveError(f"{path} is called like an image; name another file for {option}.")
 
 
 def printable(text: str) -> str:

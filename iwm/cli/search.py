@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from iwm.world_model import WorldModel
 
 
+_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
+
+
 def search_command(
     place: Annotated[str, typer.Argument(help="Folder of images, or library made by iwm index.")],
     image: Annotated[Path, typer.Option("--image", "-i", help="The photograph to start from.")],
@@ -44,8 +47,17 @@ def search_command(
     k: Annotated[int, typer.Option("-k", min=1, help="How many to show.")] = 5,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet, such as out.png.")] = None,
     under: Annotated[str | None, typer.Option(help="Library: only photographs below this folder.")] = None,
-    taken_from: Annotated[datetime | None, typer.Option(help="Library: taken at this time or later.")] = None,
-    taken_before: Annotated[datetime | None, typer.Option(help="Library: taken before this time.")] = None,
+    taken_from: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=_TIMES,
+            metavar="TIME",
+            help="Library: taken at this time or later; 2026-05-31, or 2026-05-31T14:00:00.",
+        ),
+    ] = None,
+    taken_before: Annotated[
+        datetime | None, typer.Option(formats=_TIMES, metavar="TIME", help="Library: taken before this time.")
+    ] = None,
     min_side: Annotated[
         int | None, typer.Option(min=0, help="Library: shorter side in pixels, at least.")
     ] = None,
@@ -71,7 +83,7 @@ def search_command(
     where = Filter(under=under, taken_from=taken_from, taken_before=taken_before, min_side=min_side)
     if sheet:
         check_sheet(sheet)
-        check_output(sheet)
+        check_output(sheet, _images_of(place, image), "--sheet")
     records: dict[str, dict[str, Any]] = {}
     if is_library(place):
         hits, images, records = _in_library(place, image, action, k, where, model, device)
@@ -101,13 +113,23 @@ def search_command(
         console.print(f"{rank:>3}  {hit['distance']:8.2f}  {one_line(str(hit['path']))}")
 
 
+def _images_of(place: str, image: Path) -> list[Path]:
+    """What a search reads; of a library's photographs, the one that is asked for."""
+    from iwm.index.store import is_library
+
+    return [image] if is_library(place) or not Path(place).is_dir() else [image, *find_images([Path(place)])]
+
+
 def _in_library(
     place: str, image: Path, action: Action, k: int, where: Filter, model: str | None, device: str
 ) -> tuple[SearchResult, int, dict[str, dict[str, Any]]]:
     """Hits, how many photographs were searched, and what the library knows of the hits, by path."""
+    from iwm.errors import InvalidDataError
     from iwm.index import Index
 
     index = Index.open(place)
+    if not len(index):
+        raise InvalidDataError(f"{place} is empty; fill it: iwm index PHOTOS --out {place}")
     query = _moved(library_model(index, model, device, exported=True), image, action)
     hits = index.search(query, k, where=where)
     records = {record.path: asdict(record) for record in index.photos(map(str, hits.ids[0]))}

@@ -117,6 +117,8 @@ class Store:
         """
         name, folder = os.fspath(path), _folder(path)
         if folder is not None and not _is_free(folder):
+            if not folder:
+                raise LibraryError("A library needs a name, such as library.lance.")
             if _on_disk(folder):
                 raise LibraryError(f'{name} is a library already; open it with iwm.Index.open("{name}").')
             raise LibraryError(f"{name} exists already and is no library; name another place for it.")
@@ -153,7 +155,8 @@ class Store:
         if space != self.about.space and model == self.about.model:
             raise IncompatibleLatentError(
                 f'{self.path} was made by other weights of the name "{model}" (space {self.about.space}, '
-                f"not {space}); index the photographs again: iwm index PHOTOS --out NEW.lance"
+                f"not {space}); say where they are, with --model on the command line, or index the photographs "
+                "again: iwm index PHOTOS --out NEW.lance"
             )
         if space != self.about.space:
             other = f'"{model}" (space {space})' if model else f"an encoder of space {space}"
@@ -333,7 +336,7 @@ def _on_disk(path: str) -> bool:
 def _is_free(path: str) -> bool:
     """Nothing is here, or only what a process left that was killed before its first commit."""
     if not os.path.lexists(path):
-        return True
+        return bool(path)
     ours = {f"{TABLE}.lance", "writer.lock"}
     return os.path.isdir(path) and not _on_disk(path) and set(os.listdir(path)) <= ours
 

@@ -156,7 +156,7 @@ def test_restore_keeps_what_the_file_says_of_itself(
         assert restored.getexif().get(ExifTags.Base.Orientation, 1) == 1
         assert suffix == ".bmp" or restored.getexif()[ExifTags.Base.Make] == "a camera"
     content = source.read_bytes()
-    assert "It is the photograph itself; name another file." in command(*words, source).words
+    assert f"{source} is one of the images themselves; name another file" in command(*words, source).error
     assert source.read_bytes() == content
     assert sorted(out.parent.iterdir()) == [out]
 

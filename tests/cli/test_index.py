@@ -31,7 +31,7 @@ def another_folder(tiny_config, tmp_path):
 
 
 def test_a_library_is_made_and_brought_up_to_date(command, photos, model_folder, tmp_path):
-    folder, library = tmp_path / "p", tmp_path / "l.lance"
+    folder, library = tmp_path / "p", tmp_path / "my library.lance"
     shutil.copytree(photos, folder)
     words = ["index", folder, "--out", library, "--model", model_folder]
     first = command(*words)
@@ -41,7 +41,9 @@ def test_a_library_is_made_and_brought_up_to_date(command, photos, model_folder,
         rf"{library}: 12 added, 0 updated, 0 unchanged, 0 removed, 0 skipped; 12 photographs \([\d.]+ s\)\.",
         line,
     )
-    assert hint == f"Search it: iwm search {library} --image photo.jpg --brightness 0.6"
+    assert hint == (
+        f"Search it: iwm search '{library}' --model {model_folder} --image photo.jpg --brightness 0.6"
+    )
     files = sorted(folder.rglob("*.jpg"))
     files[0].unlink()
     Image.new("RGB", (40, 40), "red").save(files[1])
@@ -134,6 +136,21 @@ def test_filters(command, photos, files, library, model_folder):
     shown = command(*words[:-1], "--min-side", 41)
     assert shown.out == f"{files[0]} as it is; no photograph in {library} matches.\n"
     assert command(*words, "--taken-from", "2024-05-01").json["hits"] == []
+    assert "'2024' does not match the formats '%Y-%m-%d'" in command(*words, "--taken-from", "2024").words
+
+
+def test_an_empty_library_is_not_searched(command, files, model_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    library = tmp_path / "l.lance"
+    command("index", tmp_path / "empty", "--out", library, "--model", model_folder)
+    error = command("search", library, "--image", files[0], "--model", model_folder).error
+    assert error == f"Error: {library} is empty; fill it: iwm index PHOTOS --out {library}\n"
+
+
+def test_other_weights_of_the_same_name_are_asked_for(command, library, files, another_folder):
+    error = command("search", library, "--image", files[0], "--model", another_folder).error
+    assert "other weights of the name" in error
+    assert "say where they are, with --model on the command line, or index the photographs again" in error
 
 
 def test_what_is_skipped_is_said_and_written(command, mixed, model_folder, tmp_path):
@@ -208,7 +225,8 @@ def test_the_library_names_its_model(command, files, library):
         (["index", "TMP/empty", "--out", "TMP/l.lance", "-m", "MODEL"], r"The library is empty: no image in .*empty"),
         (["index", "PHOTOS", "--out", "TMP/empty/../taken", "-m", "MODEL"], r"taken exists already and is no library"),
         (["index", "PHOTOS", "--out", "TMP/l.lance", "--engine", "rai"], r'No engine is called "rai"\. Did you mean "ray"'),
-        (["index", "PHOTOS", "--out", "TMP/l.lance", "--report", "TMP"], r"is a folder; name a file"),
+        (["index", "PHOTOS", "--out", "TMP/l.lance", "--report", "TMP"], r"is a folder; name a file for --report"),
+        (["index", "PHOTOS", "--out", "", "-m", "MODEL"], r"A library needs a name, such as library\.lance"),
     ],
 )  # fmt: skip
 def test_what_is_refused(command, photos, files, model_folder, tmp_path, words, message):
