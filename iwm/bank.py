@@ -28,7 +28,7 @@ from iwm.errors import (
     WeightsUnavailableError,
 )
 from iwm.fields import require_count
-from iwm.images import Images, iterate
+from iwm.images import Images, count, iterate
 from iwm.latent import Latent
 from iwm.opening import ImageLike
 from iwm.world_model import WorldModel
@@ -108,18 +108,34 @@ class Bank:
 
         Args:
             model: what encodes them.
-            images: as for `WorldModel.encode`.
+            images: as for `WorldModel.encode`; of a generator's no more are held than are encoded at a time.
             ids: one for each; by default the paths, or positions where images have none.
             dtype: how to store the latents; `torch.float16` halves the memory.
             batch_size: images encoded at a time.
             progress: show a progress bar.
         """
+        if count(images) is None:
+            return cls._from_stream(model, iterate(images), ids, dtype, batch_size, progress)
         items = list(iterate(images))
-        if ids is None:
-            paths = [os.fspath(i) if isinstance(i, str | os.PathLike) else None for i in items]
-            ids = [position if path is None else path for position, path in enumerate(paths)]
-        ids = _checked(ids, len(items))  # Before the work.
+        names = (_name(item, position) for position, item in enumerate(items))
+        ids = _checked(names if ids is None else ids, len(items))  # Before the work.
         return cls.from_latents(model.encode(items, batch_size, progress), ids, dtype=dtype)
+
+    @classmethod
+    def _from_stream(
+        cls, model: WorldModel, images: Iterable[ImageLike], ids: Iterable[Id | os.PathLike[str]] | None,
+        dtype: torch.dtype | None, batch_size: int, progress: bool,
+    ) -> Bank:  # fmt: skip
+        """Of images that are encoded as they come: together they may not fit in memory."""
+        names: list[Id] = []
+
+        def noted() -> Iterator[ImageLike]:
+            for position, image in enumerate(images):
+                names.append(_name(image, position))
+                yield image
+
+        latents = model.encode(noted(), batch_size, progress)
+        return cls.from_latents(latents, names if ids is None else ids, dtype=dtype)
 
     @classmethod
     def from_views(
@@ -236,6 +252,11 @@ def distances(queries: Tensor, entries: Tensor) -> Tensor:
 def _check_dtype(dtype: torch.dtype | None) -> None:
     if dtype is not None and not dtype.is_floating_point:
         raise InvalidConfigError(f"dtype is {dtype}; use torch.float32, torch.float16 or torch.bfloat16.")
+
+
+def _name(image: ImageLike, position: int) -> Id:
+    """The path of an image that has one, or its place among the others."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else position
 
 
 def _checked(ids: Iterable[Id | os.PathLike[str]], count: int) -> list[Id]:

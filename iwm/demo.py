@@ -111,7 +111,7 @@ def retrieve(
     own = _own_views(actions)
     least = max(len(own), NEAREST)
     if bank_size < least:
-        raise InvalidConfigError(f"bank_size is {bank_size}; the demo needs at least {least}.")
+        raise InvalidConfigError(f"bank_size is {bank_size}; it must be at least {least}.")
     if not images:
         raise InvalidConfigError("The demo needs at least one photograph.")
     return _retrieve(model, images, actions, own, bank_size, seed)

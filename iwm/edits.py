@@ -22,6 +22,7 @@ from torch import Tensor
 from iwm.actions import CLEAN, Action, Photometry
 from iwm.costs import latent_cost, predictions_at_a_time
 from iwm.errors import IncompatibleLatentError, InvalidActionError, InvalidConfigError, InvalidImageError
+from iwm.fields import require_count
 from iwm.images import Images, iterate
 from iwm.latent import Latent
 from iwm.opening import open_header, upright_size
@@ -168,6 +169,7 @@ def infer_actions(
         )
     if solver == "gradient" and not model.differentiable:
         raise InvalidConfigError('An exported model has no gradients; pass solver="cem".')
+    starts = require_count("starts", starts)
     notes = _notes(before, after)
     first, second = as_latent(model, before), as_latent(model, after)
     first.check_matches(second)

@@ -319,7 +319,7 @@ def map_pixels(image: ImageT, change: Callable[[Tensor], Tensor]) -> ImageT:
         moved = to_pil(change(to_tensor(open_rgb(image))[None])[0])
         return cast(ImageT, np.array(moved) if isinstance(image, np.ndarray) else moved)
     raise InvalidImageError(
-        f"Action.apply takes a PIL image, an HWC uint8 array or a tensor, not {type(image).__name__}; "
+        f"Pixels are those of a PIL image, an HWC uint8 array or a tensor, not of a {type(image).__name__}; "
         "open a file first with PIL.Image.open."
     )
 

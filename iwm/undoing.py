@@ -23,6 +23,7 @@ from iwm.actions import CLEAN, Action, Photometry, draw_photometry
 from iwm.bank import Bank
 from iwm.edits import as_latent, in_words
 from iwm.errors import IncompatibleLatentError, InvalidActionError, InvalidDataError
+from iwm.fields import require_count
 from iwm.images import Images
 from iwm.latent import Latent
 from iwm.photometry import IDENTITY
@@ -124,6 +125,7 @@ class EditReader:
         """
         if model.config.predictor.conditioning == "none":
             raise InvalidActionError(f"{model.config.name} knows no actions, so it cannot undo any.")
+        actions = require_count("actions", actions)
         latents = _latents_of(model, references)
         if len(latents) < FEWEST:
             words = "1 reference" if len(latents) == 1 else f"{len(latents)} references"

@@ -1,6 +1,7 @@
 """Banks: exact search against a plain loop, storage, and files."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -216,6 +217,25 @@ def test_files_that_are_no_bank(tmp_path):
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(WeightsUnavailableError, match=f"No bank at {path}"):
             Bank.load(path)
+
+
+def test_a_stream_of_images_is_encoded_as_it_comes(model):
+    made, most = [], 0
+
+    def images():
+        nonlocal most
+        for _ in range(12):
+            array = np.zeros((32, 32, 3), np.uint8)
+            made.append(weakref.ref(array))
+            most = max(most, sum(one() is not None for one in made))
+            yield array
+            del array
+
+    bank = Bank.from_images(model, images(), batch_size=2)
+    assert bank.ids == list(range(12))
+    assert most <= 4
+    named = (str(number) for number in range(12))
+    assert Bank.from_images(model, images(), named, batch_size=2).ids[-1] == "11"
 
 
 def test_from_images_encodes_and_calls_files_by_their_paths(model, tmp_path):

@@ -123,7 +123,7 @@ def test_the_seed_decides_the_bank(model, images):
     ("actions", "size", "needed"), [(None, 9, 10), (SOME, 2, 3), ({"gray": SOME["gray"]}, 2, 3)]
 )
 def test_a_bank_that_is_too_small_is_refused(model, images, actions, size, needed):
-    with pytest.raises(InvalidConfigError, match=f"bank_size is {size}; the demo needs at least {needed}"):
+    with pytest.raises(InvalidConfigError, match=f"bank_size is {size}; it must be at least {needed}"):
         retrieve(model, images, actions, bank_size=size)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from iwm.errors import IncompatibleWeightsError, InvalidDataError
 from iwm.evaluation.labelled import read_class_folder
+from iwm.fields import require_count
 from iwm.opening import ImageLike
 from iwm.world_model import WorldModel
 
@@ -75,11 +76,11 @@ def knn(
         progress: show a progress bar.
 
     Raises:
+        InvalidConfigError: `k` is no whole number of at least 1.
         InvalidDataError: a folder without classes, or labels that `train` does not have.
         InvalidImageError: an image that cannot be read.
     """
-    if k < 1:
-        raise InvalidDataError(f"k is {k}; it must be at least 1.")
+    k = require_count("k", k)
     train_images, train_labels = _labelled(train)
     val_images, val_labels = _labelled(val)
     unknown = sorted(set(val_labels) - set(train_labels))

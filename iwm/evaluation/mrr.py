@@ -112,8 +112,7 @@ def mrr(
     check_distribution(distribution)
     check_strength(strength)
     require_count("seed", seed, least=0)
-    if bank_size < 2:
-        raise InvalidConfigError(f"bank_size is {bank_size}; a bank needs at least 2 views.")
+    bank_size = require_count("bank_size", bank_size, least=2)
     stream: Iterable[ImageLike] = iterate(images)
     if progress:
         from iwm.display import track

@@ -18,6 +18,7 @@ from iwm.actions import Action
 from iwm.bank import Bank
 from iwm.demo import Pixels
 from iwm.errors import InvalidActionError, InvalidConfigError, nearest
+from iwm.fields import require_count
 from iwm.opening import ImageLike
 from iwm.photometry import FIELDS
 from iwm.ranges import trained_range
@@ -102,9 +103,8 @@ def check_sweep(
             _action(parameter, end)
     if start is not None and stop is not None and not start < stop:
         raise InvalidConfigError(f"{parameter} from {start:g} to {stop:g}: the first must be the smaller.")
-    if steps < 2:
-        raise InvalidConfigError(f"steps is {steps}; a sweep needs at least 2.")
-    if bank_size < steps:
+    require_count("steps", steps, least=2)
+    if require_count("bank_size", bank_size) < steps:
         raise InvalidConfigError(f"bank_size is {bank_size}; it must be at least the {steps} steps.")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from iwm.errors import IncompatibleWeightsError, InvalidDataError, InvalidImageError
+from iwm.errors import IncompatibleWeightsError, InvalidConfigError, InvalidDataError, InvalidImageError
 from iwm.evaluation import knn
 from iwm.evaluation.knn import vote
 from iwm.world_model import WorldModel
@@ -125,6 +125,7 @@ def test_class_folders_are_read_like_labelled_images(model, tmp_path):
     ("train", "val", "k", "words"),
     [
         (images(3), images(3), 0, "k is 0; it must be at least 1"),
+        (images(3), images(3), 1.5, r"k is 1\.5; it must be a whole number"),
         (images(3), (images(2)[0], ["ant", "bee"]), 1, "only the validation images have: ant, bee"),
         ((images(3)[0], ["cat"]), images(3), 1, "3 images and 1 labels; give one label to each"),
         (([], []), images(3), 1, "0 images and 0 labels"),
@@ -133,7 +134,7 @@ def test_class_folders_are_read_like_labelled_images(model, tmp_path):
     ],
 )
 def test_data_that_cannot_be_used(model, train, val, k, words):
-    with pytest.raises(InvalidDataError, match=words):
+    with pytest.raises(InvalidConfigError if words.startswith("k is") else InvalidDataError, match=words):
         knn(model, train, val, k)
 
 

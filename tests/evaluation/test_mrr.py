@@ -240,7 +240,8 @@ def test_a_report_says_what_was_measured(model):
         ({"protocol": "aply"}, 'No protocol is called "aply". Did you mean "apply"'),
         ({"distribution": "ful"}, 'No distribution is called "ful". Did you mean "full"'),
         ({"strength": "stong"}, 'No strength is called "stong". Did you mean "strong"'),
-        ({"bank_size": 1}, "bank_size is 1; a bank needs at least 2 views"),
+        ({"bank_size": 1}, "bank_size is 1; it must be at least 2"),
+        ({"bank_size": "4"}, "bank_size is '4'; it must be a whole number, at least 2"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
     ],
 )
