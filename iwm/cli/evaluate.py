@@ -29,6 +29,8 @@ Record = Annotated[
         "--record", help="Write the result, with its command, into the config.json of the model's folder."
     ),
 ]
+_NAMED = 5
+"""Unreadable photographs that are named."""
 
 
 def mrr_command(
@@ -153,10 +155,24 @@ def decoder_command(
 
 
 def _spread(data: Path, count: int) -> list[Path]:
-    """So many images of a folder, evenly spaced in the sorted list."""
+    """So many images of a folder, evenly spaced in the sorted list.
+
+    Raises:
+        InvalidDataError: some cannot be read, which is told before the work.
+    """
+    from iwm.errors import InvalidDataError
+    from iwm.evaluation.labelled import unreadable
     from iwm.images import list_images, spread
 
-    return spread(list_images(data), count)
+    chosen = spread(list_images(data), count)
+    bad = [str(error).rstrip(".") for error in unreadable(chosen) if error is not None]
+    if bad:
+        listed = ". ".join(bad[:_NAMED]) + (" ..." if len(bad) > _NAMED else ".")
+        raise InvalidDataError(
+            f"{len(bad)} of the {len(chosen)} photographs of {data} to be measured on cannot be used: {listed} "
+            "Mend or remove them."
+        )
+    return chosen
 
 
 def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:

@@ -43,7 +43,9 @@ def index_command(
         str, typer.Option("--out", "-o", help="The library, such as library.lance; made if missing.")
     ],
     model: LibraryModel = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Remove photographs whose files are gone.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove photographs below PHOTOS whose files are gone.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="local, or ray: several processes or machines.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Processes of the ray engine.")] = 2,
     report: Annotated[Path | None, typer.Option(help="Write what was skipped, and why, as JSON.")] = None,

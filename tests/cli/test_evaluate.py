@@ -280,3 +280,12 @@ def test_what_cannot_be_evaluated(command, monkeypatch, tmp_path, model_folder, 
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     assert message in command("eval", *words, "-m", model_folder).error
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("kind", ["mrr", "decoder"])
+def test_what_cannot_be_read_is_told_before_the_work(command, mixed, kind):
+    error = command("eval", kind, "--data", mixed).error
+    assert error.startswith(f"Error: 1 of the 3 photographs of {mixed} to be measured on cannot be used: ")
+    assert "br[bold].jpg" in error
+    assert error.endswith("Mend or remove them.\n")
