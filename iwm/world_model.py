@@ -8,6 +8,7 @@ compared with an encoding, pooled and stored.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -146,7 +147,7 @@ class WorldModel(StoredModel):
         while words := outside(params, self.config.actions, self._warned):
             self._warned |= {words.partition(" ")[0]}
             said = f"{self.config.name} was not trained for {words}. Predictions there are a guess."
-            warnings.warn(said, UntrainedActionWarning, stacklevel=4)
+            warnings.warn(said, UntrainedActionWarning, stacklevel=_level_of_the_caller())
 
     def predict(self, images: Images, action: Action | Sequence[Action]) -> Latent:
         """Encode and act: `apply_action(encode(images), action)`."""
@@ -424,3 +425,11 @@ def _pair_up(action: Action | Sequence[Action], latents: int) -> list[Action]:
             "all, as many actions as latents, or a single latent."
         )
     return actions
+
+
+def _level_of_the_caller() -> int:
+    """For `warnings.warn` in the function that asks: how far up the line is that called into `iwm`."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("iwm", "torch"):
+        level, frame = level + 1, frame.f_back  # PyTorch's decorators lie between.
+    return level

@@ -181,6 +181,19 @@ def test_an_action_beyond_training_is_said_once(model):
     assert [str(c.message).split(" for ")[1].split(" in ")[0] for c in caught] == ["hue 0.4", "blur 9"]
 
 
+def test_the_warning_is_about_the_line_that_asked(model):
+    latent = model.encode(torch.rand(2, 3, 32, 32))
+    calls = {
+        "contrast": lambda: model.predict(torch.rand(1, 3, 32, 32), Action(contrast=5)),
+        "hue": lambda: model.roll(latent, [Action(hue=0.4)]),
+        "blur": lambda: model.invariant(latent, actions=[Action(blur=9)]),
+    }
+    for name, call in calls.items():
+        with pytest.warns(UntrainedActionWarning, match=name) as caught:
+            call()
+        assert caught[0].filename == __file__
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 256])
 def test_many_actions_equal_one_at_a_time(model, monkeypatch, most):
     # 16 tokens of width 32, the queries, keys and values of which are the widest activation.
