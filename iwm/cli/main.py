@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -30,7 +31,7 @@ from iwm.cli import (
     ui,
 )
 from iwm.cli.options import printable, warn
-from iwm.errors import IWMError, UntrainedActionWarning
+from iwm.errors import InvalidConfigError, IWMError, UntrainedActionWarning
 
 app = typer.Typer(
     help="Image World Models: act on photographs in latent space, and retrieve what comes out.",
@@ -145,6 +146,7 @@ app.add_typer(figures, name="figure")
 def main() -> None:
     """Run the command line; errors of iwm become one line and exit status 1, its warnings one line."""
     try:
+        _check_words(sys.argv[1:])
         with warnings.catch_warnings():
             warnings.simplefilter("always", UntrainedActionWarning)
             shown = warnings.showwarning
@@ -155,6 +157,25 @@ def main() -> None:
             )
             app()
     except IWMError as error:
-        words = Text.assemble(("Error: ", "bold red"), printable(str(error).replace("\n", " ")))
-        Console(stderr=True, highlight=False, soft_wrap=True).print(words)
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail("No space is left where the output goes.")
+
+
+def _fail(words: str) -> NoReturn:
+    line = Text.assemble(("Error: ", "bold red"), printable(words.replace("\n", " ")))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line)
+    sys.exit(1)
+
+
+def _check_words(words: list[str]) -> None:
+    """Raise `InvalidConfigError` for a word of no letters: as a path it would be the current folder."""
+    for before, word in zip(["iwm", *words], words, strict=False):
+        if word and not (word.startswith("--") and word.endswith("=")):
+            continue
+        place = word.rstrip("=") or before
+        raise InvalidConfigError(
+            f'The word after "{place}" is empty; a shell variable that is not set, perhaps. Write . for the current folder.'
+        )

@@ -1,6 +1,7 @@
 """What `iwm` says about itself: help, examples that can be typed, suggestions, errors in one line."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -139,6 +140,35 @@ def test_an_error_in_a_fresh_process_is_one_line_and_exit_status_1(fresh):
     assert fresh("info", "iwm-tinny").error == (
         'Error: No model, folder or repository is called "iwm-tinny". Did you mean "iwm-tiny" or "iwm-tiny-inv"? See `iwm list`.\n'
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["encode", "", "--out", "a.safetensors"], "encode"),
+        (["export", "--out", ""], "--out"),
+        (["export", "--out="], "--out"),
+        ([""], "iwm"),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_word_is_not_the_current_folder(command, tmp_path, monkeypatch, words, place):
+    monkeypatch.chdir(tmp_path)
+    assert f'The word after "{place}" is empty' in command(*words).error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_a_full_disk_behind_standard_output_is_said_in_words(environment):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "iwm", "list"],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: No space is left where the output goes.\n")
 
 
 @pytest.mark.parametrize("name", ["[bold]x[/y]", "br[/x]", ":cat:", "a word " * 20])
