@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -275,7 +275,8 @@ def _notes(before: Images | Latent, after: Images | Latent) -> list[tuple[str, .
 
 
 def _is_stream(images: Any) -> bool:
-    return not isinstance(images, Sequence | str | os.PathLike | Image.Image | np.ndarray | Tensor)
+    known = isinstance(images, Sequence | str | os.PathLike | Image.Image | np.ndarray | Tensor)
+    return isinstance(images, Iterable) and not known
 
 
 def _size(image: Any) -> tuple[int, int] | None:

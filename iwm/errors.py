@@ -77,7 +77,7 @@ class SaveError(IWMError, OSError):
     """A file could not be written; what was there before is untouched."""
 
 
-def nearest(word: str, options: Iterable[str]) -> str:
+def nearest(word: object, options: Iterable[str]) -> str:
     """The tail of an error message about a word that is not among `options`.
 
     >>> nearest("iwm-tyni", ["iwm-tiny", "iwm-equi-18-384"])
@@ -86,7 +86,7 @@ def nearest(word: str, options: Iterable[str]) -> str:
     ' Choose from: a, b.'
     """
     known = sorted(set(options))
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.55)
+    close = difflib.get_close_matches(str(word), known, n=3, cutoff=0.55)
     if close:
         return " Did you mean " + " or ".join(f'"{c}"' for c in close) + "?"
     return f" Choose from: {', '.join(known)}." if known else ""

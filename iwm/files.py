@@ -70,5 +70,7 @@ def remove(path: Path) -> None:
     """
     try:
         path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        return  # It is not there: a file lies where its folder would be.
     except OSError as error:
         raise SaveError(f"Cannot remove {path}: {error}.") from error

@@ -194,7 +194,7 @@ def batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]
         InvalidImageError: there are none.
     """
     require_count("batch_size", size)
-    stream = iter(images)
+    stream, size = iter(images), min(size, sys.maxsize)
     batch = list(itertools.islice(stream, size))
     if not batch:
         raise InvalidImageError(f"No images were given; expected {KINDS_OF_IMAGES}, or a list of these.")

@@ -76,8 +76,8 @@ class Latent:
         items = list(latents)
         if not items:
             raise IncompatibleLatentError("Latent.cat needs at least one latent.")
-        for item in items[1:]:
-            items[0].check_matches(item)
+        for item in items:
+            cls.check_matches(items[0], item)
         return replace(items[0], tokens=torch.cat([item.tokens for item in items]))
 
     def check_matches(self, other: Latent) -> None:

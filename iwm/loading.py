@@ -15,6 +15,7 @@ from iwm.errors import (
     UnknownModelError,
     UnknownTaskError,
     nearest,
+    quoted,
 )
 from iwm.finding import find_model, read_architecture
 from iwm.finding import list_models as list_models
@@ -23,7 +24,7 @@ from iwm.integrity import Verify, check_verify
 from iwm.model_folder import CONFIG_FILE, EXPORT_FILE, read_config, task_file
 from iwm.stored import Branch, check_choices, files_of
 from iwm.world_model import WorldModel
-from iwm.zoo import DEFAULT
+from iwm.zoo import DEFAULT, ZOO
 
 
 def load(
@@ -77,6 +78,8 @@ def load(
             another version or for another backend.
         MissingBackendError: the backend is not installed.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise UnknownModelError(f"{quoted(repr(name))} is no name or folder.{nearest('', ZOO)}")
     name = name if isinstance(name, str) else os.path.abspath(name)  # A path is never a zoo name.
     if backend != "torch":
         plain = pretrained and dtype is None and branch == "teacher" and revision is None

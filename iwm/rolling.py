@@ -35,10 +35,8 @@ def roll(model: WorldModel, latent: Latent, actions: Sequence[Action]) -> list[L
     Raises:
         InvalidActionError: no action, or something that is none.
     """
-    if isinstance(actions, Action) or not actions:
-        raise InvalidActionError("roll takes a list of at least one iwm.Action.")
     latents = []
-    for action in chain(actions):
+    for action in chain(_listed(actions)):
         latent = model.apply_action(latent, action)
         latents.append(latent)
     return latents
@@ -76,6 +74,10 @@ def invariant(
     Returns:
         B latents. Marginalised like this, a latent keeps what it says about the image: the paper
         finds the clean image nearest to it, and no gain in classification [table S6].
+
+    Raises:
+        InvalidActionError: `actions` is empty, or holds something that is none.
+        InvalidConfigError: `n` is less than 1.
     """
     if actions is None:
         require_count("n", n)
@@ -83,8 +85,18 @@ def invariant(
         drawn_from = config.distribution if config.symmetric else config.distribution.without_destructive()
         rows = draw_photometry(drawn_from, seed=seed, keys=[(0, i) for i in range(n)])
         actions = [Action.between(CLEAN, Photometry.from_params(row)) for row in rows]
-    actions = list(actions)
+    actions = _listed(actions)
     means = [model.apply_action(one, actions).tokens.mean(dim=0, keepdim=True) for one in latent]
     if not means:
         raise InvalidActionError("Nothing to do: pass at least one latent.")
     return Latent(normalize_tokens(torch.cat(means)), latent.grid, latent.space)
+
+
+def _listed(actions: object) -> list[Action]:
+    """What was passed as several actions, checked to be some."""
+    listed = list(actions) if isinstance(actions, Iterable) else []
+    if not listed or not all(isinstance(action, Action) for action in listed):
+        raise InvalidActionError(
+            "Expected a list of at least one iwm.Action; write [iwm.Action(brightness=1.4)]."
+        )
+    return listed

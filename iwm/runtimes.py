@@ -97,7 +97,13 @@ class ExportedModel(WorldModel):
     differentiable = False
 
     def __init__(
-        self, config: WorldModelConfig, encode: Run, act: Run, open_task: Callable[[str], Run], space: str
+        self,
+        config: WorldModelConfig,
+        encode: Run,
+        act: Run,
+        open_task: Callable[[str], Run],
+        space: str,
+        place: tuple[Path, str],
     ) -> None:
         nn.Module.__init__(self)
         self.config = config
@@ -106,13 +112,17 @@ class ExportedModel(WorldModel):
         self.adapters = nn.ModuleDict()
         self.decoder, self.default_task, self.source = None, None, None
         self.preprocess = Preprocess(config.preprocess)
-        self._adapter, self._name_of_space = RuntimeAdapter(open_task), space
+        self._adapter, self._name_of_space, self._place = RuntimeAdapter(open_task), space, place
         self.eval()
 
     @property
     def space(self) -> str:
         """Fingerprint of the encoder it was exported from: their latents may be mixed."""
         return self._name_of_space
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Graphs do not travel: a copy, in another process too, opens the folder again."""
+        return _reopened, (*self._place, self.default_task)
 
     def load_adapter(self, name: str) -> Adapter:
         """What runs the exported tasks."""
@@ -131,6 +141,9 @@ class ExportedModel(WorldModel):
         return self.encoder.mean
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        like = self.encoder.mean
+        if (moved := fn(like)).device == like.device and moved.dtype == like.dtype:
+            return self
         raise InvalidConfigError(
             "An exported model stays where its runtime put it, in the precision it was exported with; "
             "move or cast the model it was made from."
@@ -184,7 +197,14 @@ def read_export(folder: Path, backend: str) -> ExportedModel:
         return opened(path, about["precision"])
 
     encode, act = (opened(path, about["precision"]) for path in paths)
-    return ExportedModel(config, encode, act, open_task, about["space"])
+    return ExportedModel(config, encode, act, open_task, about["space"], (folder.absolute(), backend))
+
+
+def _reopened(folder: Path, backend: str, default_task: str | None) -> ExportedModel:
+    """For `ExportedModel.__reduce__`."""
+    model = read_export(folder, backend)
+    model.default_task = default_task
+    return model
 
 
 def read_about(folder: Path) -> dict[str, str] | None:

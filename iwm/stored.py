@@ -74,7 +74,8 @@ class StoredModel(nn.Module):
         """Fingerprint of the encoder: latents of one space may be mixed.
 
         Of its weights in float16, as they are stored, its sizes and its pixel normalisation. A
-        model that is moved or cast keeps it; one whose weights change does not.
+        model that is moved or cast keeps it; one whose weights change does not, but for changes made
+        through `.data`, which PyTorch does not count.
         """
         key = self._encoder_state()
         if self._space is None or self._space[0] != key:

@@ -170,6 +170,8 @@ def test_pairs_that_are_none(acting_model, tiny_config, tmp_path):
     for slip in ([None], [5], ["a\0b"]):
         with pytest.raises(InvalidImageError):
             acting_model.infer_actions(slip, slip)
+    with pytest.raises(InvalidImageError, match="Cannot read a NoneType as an image"):
+        acting_model.infer_action(torch.rand(3, 32, 32), None)
     other = Latent(torch.rand(1, 4, 48), (2, 2), acting_model.space)
     with pytest.raises(IncompatibleLatentError, match="encode images of one size"):
         acting_model.infer_action(z[0], other)

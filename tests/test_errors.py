@@ -37,6 +37,7 @@ def test_errors_are_also_the_natural_builtin(kind, builtin):
         ("colour", ["colours", "color"], ' Did you mean "colours" or "color"?'),
         ("zzz", ["b", "a", "b"], " Choose from: a, b."),
         ("zzz", [], ""),
+        (None, ["a"], " Choose from: a."),
     ],
 )
 def test_nearest(word, options, tail):

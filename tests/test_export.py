@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,15 @@ def model(tiny_config):
 def test_an_exported_model_can_be_copied(folder):
     served = iwm.load(folder("onnx", "fp32"), backend="onnx")
     assert copy.copy(served).space == served.space
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+def test_an_exported_model_travels_to_other_processes(folder, backend):
+    served = iwm.load(folder(backend, "fp32"), backend=backend)
+    served.default_task = "x"
+    again, image = pickle.loads(pickle.dumps(served)), torch.rand(1, 3, 32, 32)
+    assert torch.equal(again.encode(image).tokens, served.encode(image).tokens)
+    assert (again.space, again.default_task) == (served.space, "x")
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnx"])
@@ -290,8 +300,10 @@ def test_an_export_replaces_another(model, tmp_path):
 
 def test_exports_stay_as_they_are(folder, tmp_path):
     exported = iwm.load(folder("onnx", "fp32"), backend="onnx")
+    assert exported.to("cpu") is exported.float() is exported
     for change in (
         lambda: exported.to(torch.float16),
+        lambda: exported.to("meta"),
         lambda: exported.save_pretrained(tmp_path),
         lambda: exported.export(tmp_path / "again", "onnx"),
     ):

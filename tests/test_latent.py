@@ -118,6 +118,14 @@ def test_what_does_not_match_is_not_mixed(other, words):
         latent().check_matches(other)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_tensors_are_not_concatenated(place):
+    items = [Latent(torch.zeros(1, 4, 2), (2, 2), "a")] * 2
+    items[place] = items[place].tokens
+    with pytest.raises(IncompatibleLatentError, match=r"Expected iwm\.Latent, got Tensor"):
+        Latent.cat(items)
+
+
 def test_cat_of_nothing():
     with pytest.raises(IncompatibleLatentError, match="at least one"):
         Latent.cat([])

@@ -192,6 +192,12 @@ def test_a_recipe_trains_the_named_architecture_and_leaves_the_licence_open(name
     assert find_recipe(name).model == ZOO[name].config.replace(license="unspecified")
 
 
+@pytest.mark.parametrize("name", [None, 3, ["iwm-tiny"]])
+def test_what_is_no_name(name):
+    with pytest.raises(UnknownModelError, match=r"is no name or folder\. Choose from: iwm-equi-12-384"):
+        load(name)
+
+
 @pytest.mark.parametrize("name", ["./runs/one", "../one", "/no/such/folder", "a/b/c", "iwm tiny"])
 def test_paths_that_do_not_exist(name):
     with pytest.raises(UnknownModelError, match="No model, folder or repository is called"):

@@ -56,12 +56,12 @@ def test_the_invariant_hardly_depends_on_the_draw(acting_model):
 
 def test_nothing_to_roll(acting_model):
     latent = acting_model.encode(torch.rand(1, 3, 32, 32))
-    with pytest.raises(InvalidActionError, match=r"roll takes a list of at least one iwm\.Action"):
-        acting_model.roll(latent, [])
-    with pytest.raises(InvalidActionError, match="at least one"):
-        acting_model.roll(latent, Action())
-    with pytest.raises(InvalidActionError, match=r"Expected iwm\.Action, got str"):
-        acting_model.roll(latent, ["darker"])
+    for actions in ([], Action(), 3, ["darker"], [[Action()], Action()]):
+        with pytest.raises(InvalidActionError, match=r"Expected a list of at least one iwm\.Action"):
+            acting_model.roll(latent, actions)
+    for actions in ([], Action(), [None]):
+        with pytest.raises(InvalidActionError, match=r"Expected a list of at least one iwm\.Action"):
+            acting_model.invariant(latent, actions=actions)
     with pytest.raises(InvalidConfigError, match="n is 0"):
         acting_model.invariant(latent, 0)
     with pytest.raises(InvalidConfigError, match="seed is -1"):

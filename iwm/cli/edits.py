@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,6 +65,7 @@ def explain_command(
         return
     if not report.same_scene:
         warn(report.notes[0] + ".")
+        report = dataclasses.replace(report, notes=report.notes[1:])  # Said.
     console.print(str(report))
 
 

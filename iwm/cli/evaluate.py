@@ -115,7 +115,7 @@ def knn_command(
         )
         console.print(f"random encoder {report.random_encoder:.1%}, most frequent class {report.chance:.1%}")
     if folder is not None:
-        record_metric(folder, f"knn-{k}-{'/'.join(val.absolute().parts[-2:])}", result)
+        record_metric(folder, f"knn-{report.k}-{'/'.join(val.absolute().parts[-2:])}", result)
 
 
 def decoder_command(

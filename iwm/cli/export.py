@@ -24,9 +24,12 @@ def export_command(
     as_json: AsJson = False,
 ) -> None:
     """Write a folder that iwm.load(folder, backend=...) runs without the PyTorch weights."""
+    from iwm.errors import InvalidDataError
     from iwm.export import export
     from iwm.loading import load
 
+    if calibration is not None and not calibration.exists():
+        raise InvalidDataError(f"No such folder: {calibration}")
     images = None if calibration is None else find_images([calibration])
     images = images and images[:: -(-len(images) // 64)]
     export(

@@ -17,6 +17,7 @@ from iwm.cli.options import (
     console,
     find_images,
     load_model,
+    one_line,
     print_json,
     warn,
 )
@@ -39,12 +40,17 @@ def retrieval_command(
     out: Out,
     images: Photographs = None,
     random: Annotated[
-        int | None, typer.Option(min=1, help="So many rows of random actions (figures S5 to S8).")
+        int | None,
+        typer.Option(
+            min=1, help="So many rows of random actions (figures S5 to S8), in the place of the named ones."
+        ),
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="Of random actions: transfer (any view to any), apply or undo.")
     ] = "transfer",
-    bank_size: Annotated[int, typer.Option(min=3, help="Views in each photograph's bank.")] = 256,
+    bank_size: Annotated[
+        int, typer.Option(min=3, help="Views in each photograph's bank, those asked for among them.")
+    ] = 256,
     seed: Seed = 0,
     dpi: Dpi = 300,
     model: ModelName = "iwm-tiny",
@@ -118,11 +124,17 @@ def sweep_command(
         for block in track(range(blocks), "sweeping", total=blocks)
     ]  # fmt: skip
     save_sweeps(sweeps, out, dpi=dpi)
+    files = [{"image": str(p)} if isinstance(p, Path) else {} for p in photographs]
+    about = [files[block % len(files)] for block in range(blocks)]
     words = [
-        f"{item.parameter}: off by {item.error:.3g} on average; without acting, {item.blind_error:.3g}."
-        for item in sweeps
+        "".join(f"{one_line(name)}, " for name in of.values())
+        + f"{item.parameter}: off by {item.error:.3g} on average; without acting, {item.blind_error:.3g}."
+        for of, item in zip(about, sweeps, strict=True)
     ]
-    result = {"model": world_model.config.name, "sweeps": [item.to_dict() for item in sweeps]}
+    result = {
+        "model": world_model.config.name,
+        "sweeps": [of | item.to_dict() for of, item in zip(about, sweeps, strict=True)],
+    }
     _tell(out, result, words, as_json)
 
 

@@ -102,7 +102,8 @@ def search_command(
         _save_sheet(sheet, image, action, hits)
     if as_json:
         hits_said = [hit | records.get(hit["path"], {}) for hit in found]
-        print_json({"image": str(image), "action": str(action), "images": images, "hits": hits_said})
+        said = {"sheet": str(sheet)} if sheet else {}
+        print_json({"image": str(image), "action": str(action), "images": images, "hits": hits_said} | said)
         return
     asked = f"{one_line(str(image))} {'as it is' if action.is_identity else f'as {action}'}"
     if not found:
@@ -111,6 +112,8 @@ def search_command(
     console.print(f"{asked}; nearest of {images}")
     for rank, hit in enumerate(found, start=1):
         console.print(f"{rank:>3}  {hit['distance']:8.2f}  {one_line(str(hit['path']))}")
+    if sheet:
+        console.print(f"Wrote {one_line(str(sheet))}.")
 
 
 def _images_of(place: str, image: Path) -> list[Path]:

@@ -82,6 +82,7 @@ def knn(
     """
     k = require_count("k", k)
     train_images, train_labels = _labelled(train)
+    k = min(k, len(train_images))
     val_images, val_labels = _labelled(val)
     unknown = sorted(set(val_labels) - set(train_labels))
     if unknown:

@@ -250,7 +250,8 @@ def checked(split: Split, skip: bool, workers: int = 4) -> Split:
         " ..." if len(bad) > _NAMED else ""
     )
     noun = "image" if len(split) == 1 else "images"
-    said = f"{len(bad)} of {len(split)} {noun} in {split.root} cannot be used: {listed}"
+    part = " held out for validation" if "--held-out" in split.options else ""
+    said = f"{len(bad)} of {len(split)} {noun}{part} in {split.root} cannot be used: {listed}"
     if not skip or len(bad) == len(split):
         more = "" if skip else " Mend or remove them, or leave them out with --skip-unreadable."
         raise InvalidDataError(said + more)

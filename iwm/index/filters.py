@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 
-from iwm.errors import InvalidConfigError
+from iwm.errors import InvalidConfigError, InvalidDataError, quoted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +69,14 @@ class Filter:
 def library_path(path: str | os.PathLike[str]) -> str:
     """A file or folder as libraries call it: addresses as they are, anything else absolute.
 
+    Raises:
+        InvalidDataError: no path, or an empty one.
+
     >>> library_path("s3://bucket/a.jpg")
     's3://bucket/a.jpg'
     """
-    words = os.fspath(path)
+    if not isinstance(path, str | os.PathLike) or not (words := os.fspath(path)):
+        raise InvalidDataError(f"{quoted(repr(path))} is no path; libraries hold files, by their paths.")
     return words if is_address(words) else os.path.abspath(words)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from iwm.bank import Id, SearchResult, distances
-from iwm.errors import IncompatibleLatentError, InvalidConfigError, LibraryError, nearest
+from iwm.errors import IncompatibleLatentError, InvalidConfigError, LibraryError, nearest, quoted
 from iwm.fields import require_count
 from iwm.images import spread
 from iwm.index.encoding import grid_and_width, local_engine
@@ -165,7 +165,7 @@ class Index:
         require_count("batch_size", batch_size)
         self.check_model(model)
         check_engine(engine)
-        roots = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
+        roots = _listed(photos)
 
         def watch(files: Iterable[Any]) -> Iterable[Any]:
             if not progress:
@@ -216,11 +216,11 @@ class Index:
 
         Raises:
             IncompatibleLatentError: a query of another space or grid.
-            InvalidConfigError: `k` is less than 1.
+            InvalidConfigError: `k` is less than 1, or `where` is no filter.
             LibraryError: the library cannot be read.
         """
         self._check(latent, k)
-        condition = where.sql() if where else None
+        condition = _condition(where)
         queries = latent.tokens.detach().cpu()
         return self._read(lambda: self._search(queries, k, condition, exact))
 
@@ -228,9 +228,11 @@ class Index:
         """How many photographs a search may find.
 
         Raises:
+            InvalidConfigError: `where` is no filter.
             LibraryError: the library cannot be read.
         """
-        return self._read(lambda: self._store.count(where.sql() if where else None))
+        condition = _condition(where)
+        return self._read(lambda: self._store.count(condition))
 
     def photos(self, ids: Ids) -> list[PhotoRecord]:
         """What the library knows of photographs besides their latents.
@@ -335,7 +337,21 @@ class Index:
 
 def _paths(ids: Ids) -> list[str]:
     """As the library has them."""
-    return [library_path(path) for path in ([ids] if isinstance(ids, str | os.PathLike) else ids)]
+    return [library_path(path) for path in _listed(ids)]
+
+
+def _listed(paths: Any) -> list[Any]:
+    """One path or several, as a list; `library_path` says what of it is no path."""
+    one = isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable)
+    return [paths] if one else list(paths)
+
+
+def _condition(where: Filter | None) -> str | None:
+    if where is not None and not isinstance(where, Filter):
+        raise InvalidConfigError(
+            f"where is {quoted(repr(where))}; pass a filter, such as iwm.index.Filter(under=FOLDER)."
+        )
+    return where.sql() if where else None
 
 
 def check_engine(name: str) -> None:

@@ -43,6 +43,7 @@ def test_explain_of_two_scenes_warns(command, files):
     outcome = command("explain", files[0], files[5])
     assert outcome.code == 0
     assert outcome.err.startswith("Warning: no action explains the second image")
+    assert "no action explains" not in outcome.out
 
 
 @pytest.fixture

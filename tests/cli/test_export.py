@@ -33,6 +33,11 @@ def test_words_that_are_no_format(command, model_folder, tmp_path):
     assert 'Did you mean "fp16"' in command(*words, "--precision", "fp61").error
 
 
+def test_calibration_that_does_not_exist(command, model_folder, tmp_path):
+    words = ("export", "--model", model_folder, "--out", tmp_path / "out", "--precision", "int8")
+    assert "No such folder: nowhere" in command(*words, "--calibration", "nowhere").error
+
+
 def test_a_run_is_not_exported_into_itself(command, model_folder):
     before = sorted(path.name for path in model_folder.iterdir())
     outcome = command("export", "--model", model_folder, "--out", model_folder, "--format", "torch")

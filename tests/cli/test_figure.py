@@ -93,6 +93,7 @@ def test_sweeps_in_numbers(told, files, words, blocks):
     exact = [sweep(model, files[turn], name, *ends, steps=4, bank_size=13) for name, turn in blocks]
     for one, other in zip(shown["sweeps"], exact, strict=True):
         assert one["parameter"] == other.parameter
+        assert one["image"] == str(files[exact.index(other) % 2])
         assert (one["asked"], one["found"]) == (other.asked, other.found)
 
 

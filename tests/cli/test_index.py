@@ -108,6 +108,7 @@ def test_a_contact_sheet(command, photos, files, library, model_folder, tmp_path
     sheet = tmp_path / "out" / "sheet.png"
     shown = command("search", searched, "-i", files[0], "-m", model_folder, "-k", 4, "--sheet", sheet)
     assert (shown.code, shown.err) == (0, "")
+    assert shown.out.splitlines()[-1] == f"Wrote {sheet}."
     with Image.open(sheet) as picture:
         assert picture.size == (8 + 5 * 168, 8 + 190)
         # The query and its nearest, which is itself.

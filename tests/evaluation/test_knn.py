@@ -80,6 +80,10 @@ def test_accuracy_of_a_model_against_a_plain_loop(model, k, batch_size):
     json.dumps(report.to_dict())
 
 
+def test_a_report_counts_those_that_voted(model):
+    assert knn(model, images(4), images(2), k=300).k == 4
+
+
 @pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
 def test_labels_of_any_kind(model, kind):
     pictures, names = images(12)

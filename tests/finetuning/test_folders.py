@@ -189,6 +189,15 @@ def test_unreadable_images_are_counted_named_and_skipped_only_on_demand(folder, 
     assert "skipped: " in caplog.text
 
 
+def test_what_was_held_out_and_cannot_be_read_is_said_to_be(folder):
+    for path in read_task(str(folder)).val.images:
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(
+        InvalidDataError, match=r"2 of 2 images held out for validation in .*pets cannot be used"
+    ):
+        read_task(str(folder))
+
+
 def test_a_class_of_unreadable_images_is_not_a_matter_of_their_number(folder, tmp_path):
     for path in (folder / "dog").iterdir():
         path.write_text("no image")

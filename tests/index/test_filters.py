@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from iwm.errors import InvalidConfigError
+from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.index.filters import Filter, library_path, quote
 
 
@@ -25,6 +25,12 @@ def test_folders_are_made_absolute_and_addresses_left(tmp_path, monkeypatch):
     assert Filter(under="2024/").sql() == f"starts_with(path, {quote(str(tmp_path / '2024'))[:-1]}/')"
     assert Filter(under="s3://b/2024/").sql() == "starts_with(path, 's3://b/2024/')"
     assert library_path(tmp_path / "x" / ".." / "y.jpg") == str(tmp_path / "y.jpg")
+
+
+@pytest.mark.parametrize("path", ["", None, 3, b"/a"])
+def test_what_is_no_path(path):
+    with pytest.raises(InvalidDataError, match="is no path; libraries hold files"):
+        library_path(path)
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,21 @@ def test_counting_what_a_search_may_find(filled, folder):
     assert filled.count(Filter(min_side=99_999)) == 0
 
 
+def test_words_are_no_filter(filled, model):
+    query = Latent(torch.zeros(1, 16, 48), (4, 4), model.space)
+    for ask in (filled.count, lambda where: filled.search(query, where=where)):
+        with pytest.raises(
+            InvalidConfigError, match=r"where is 'x'; pass a filter, such as iwm\.index\.Filter"
+        ):
+            ask("x")
+
+
+def test_pictures_in_memory_are_not_indexed(filled, model):
+    for photos in ([Image.new("RGB", (40, 40))], None):
+        with pytest.raises(InvalidDataError, match="is no path; libraries hold files"):
+            filled.update(model, photos)
+
+
 def test_other_weights_of_the_same_name_are_refused_with_what_to_type(filled, library, retrained_model):
     other = retrained_model
     message = rf'by other weights of the name "tiny" \(space {filled.space}, not {other.space}\)'
