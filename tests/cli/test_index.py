@@ -227,7 +227,7 @@ def test_the_library_names_its_model(command, files, library):
         (["index", "PHOTOS", "--out", "TMP/empty/../taken", "-m", "MODEL"], r"taken exists already and is no library"),
         (["index", "PHOTOS", "--out", "TMP/l.lance", "--engine", "rai"], r'No engine is called "rai"\. Did you mean "ray"'),
         (["index", "PHOTOS", "--out", "TMP/l.lance", "--report", "TMP"], r"is a folder; name a file for --report"),
-        (["index", "PHOTOS", "--out", "", "-m", "MODEL"], r"A library needs a name, such as library\.lance"),
+        (["index", "PHOTOS", "--out", "", "-m", "MODEL"], r'The word after "--out" is empty'),
     ],
 )  # fmt: skip
 def test_what_is_refused(command, photos, files, model_folder, tmp_path, words, message):
