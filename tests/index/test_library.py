@@ -293,6 +293,8 @@ def test_places_where_no_library_is(tmp_path, model, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(LibraryError, match="file exists already"):
         iwm.Index.create(tmp_path / "file", model)
+    with pytest.raises(LibraryError, match=r"A library needs a name, such as library\.lance"):
+        iwm.Index.create("", model)
 
 
 def test_what_a_kill_before_the_first_commit_leaves_is_no_library(library, model, folder):
