@@ -249,7 +249,7 @@ def table(arms: list[Arm], results: dict[str, Any], seconds: dict[str, float], s
     columns = [
         "",
         "apply",
-        "apply, jitter alone",
+        "apply, jitter banks",
         "undo",
         "undo, jitter alone",
         "20-NN",
