@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from iwm.errors import InvalidConfigError
 from iwm.files import atomic_write
@@ -46,7 +46,10 @@ def save_sheet(cells: Sequence[tuple[Image.Image | None, str]], path: Path) -> N
         if picture is None:
             draw.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), fill=_ABSENT)
         else:
-            small = ImageOps.contain(picture, (_CELL, _CELL))
+            scale = _CELL / max(picture.size)
+            small = picture.resize(
+                (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
+            )
             sheet.paste(small, (left + (_CELL - small.width) // 2, top + (_CELL - small.height) // 2))
         draw.text((left + _CELL / 2, top + _CELL + _CAPTION / 2), caption, _INK, font, anchor="mm")
     with atomic_write(path) as temporary:

@@ -148,9 +148,9 @@ def _retrieve(
         yield Retrieval(
             name=name,
             action=action,
-            source=source.numpy(),
-            asked=views[asked].apply(pixels).numpy(),
-            found=[views[i].apply(pixels).numpy() for i in nearest],
+            source=source.cpu().numpy(),
+            asked=views[asked].apply(pixels).cpu().numpy(),
+            found=[views[i].apply(pixels).cpu().numpy() for i in nearest],
             right=[i == asked for i in nearest],
             rank=ranking.index(asked) + 1,
             bank_size=bank_size,

@@ -286,7 +286,7 @@ def _size(image: Any) -> tuple[int, int] | None:
     if isinstance(image, np.ndarray):
         return (image.shape[1], image.shape[0]) if image.ndim >= 2 else None
     if isinstance(image, Image.Image):
-        return image.size
+        return upright_size(image)
     try:
         with open_header(image) as opened:
             return upright_size(opened)

@@ -183,7 +183,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_deep(image: Image.Image, name: str) -> Image.Image:
-    """16-bit and 32-bit integer images span 0 to 65535, float images 0 to 1."""
+    """16-bit and 32-bit integer images span 0 to 65535, float images 0 to 1; one value may be transparent."""
     values = np.array(image, dtype=np.float32)
     scale = 1.0 if image.mode == "F" else 65535.0
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > scale:
@@ -193,8 +193,11 @@ def _from_deep(image: Image.Image, name: str) -> Image.Image:
             f"{name} is of mode I, whose values go to 65535, and has none above {values.max():.0f}: "
             'if they go to 255, write image.convert("L").'
         )
+    clear = values == transparent if (transparent := image.info.get("transparency")) is not None else None
     values *= 255.0 / scale
     gray = np.rint(values, out=values).astype(np.uint8)
+    if clear is not None:
+        gray[clear] = 255
     return Image.fromarray(gray).convert("RGB")
 
 

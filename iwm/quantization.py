@@ -33,6 +33,7 @@ def halve_weights(path: Path) -> None:
     for node in reversed(casts):
         graph.node.insert(0, node)
     onnx.save(graph_file, str(path))
+    _drop_data(path)
 
 
 def quantize(path: Path, feeds: list[Feed]) -> None:
@@ -64,3 +65,9 @@ def quantize(path: Path, feeds: list[Feed]) -> None:
         str(path), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_quantize=linear,
     )  # fmt: skip
+    _drop_data(path)
+
+
+def _drop_data(path: Path) -> None:
+    """Remove the file beside a large graph that its float32 weights were in; they are in the graph itself now."""
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)

@@ -80,7 +80,7 @@ def restore(image: ImageT, photometry: Photometry) -> Restored[ImageT]:
         undone = replace(undone, saturation=1.0, hue=0.0)
         if not photometry.saturation and not photometry.grayscale:
             lost += ("saturation 0: the colours are gone",)
-    return Restored(map_pixels(image, lambda pixels: _invert(pixels, undone)), undone, lost)
+    return Restored(map_pixels(image, lambda pixels: _invert(pixels.clone(), undone)), undone, lost)
 
 
 def _no_photometry(given: object) -> str:

@@ -51,6 +51,20 @@ def test_blurs_add_their_squares(pixels):
     torch.testing.assert_close(a.then(b).apply(pixels)[..., inside, inside], both, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("first", "second"), [(0.3, 0.3), (0.4, 0.4), (0.3, 1.0), (0.2, 0.7)])
+def test_narrow_blurs_add_what_their_kernels_vary(first, second):
+    point = torch.zeros(1, 3, 25, 25)
+    point[..., 12, 12] = 1.0
+    a, b = Action(blur=first), Action(blur=second)
+    stepwise = b.apply(a.apply(point))
+    torch.testing.assert_close(a.then(b).apply(point), stepwise, atol=0.02, rtol=0)
+    offsets = torch.arange(25) - 12.0
+    variances = [
+        (image[0, 0].sum(0) * offsets.square()).sum().item() for image in (a.then(b).apply(point), stepwise)
+    ]
+    assert variances[0] == pytest.approx(variances[1], abs=1e-4)
+
+
 def test_solarize_passes_nothing_and_is_idempotent(pixels):
     a = Action(solarize=True, brightness=1.4)
     assert a.then(Action(solarize=True)) == a

@@ -30,6 +30,12 @@ def test_pictures_keep_their_shape(tmp_path):
         assert (sum(red), red.index(True)) == (40, 8 + 60)
 
 
+def test_a_ribbon_keeps_a_line_of_pixels(tmp_path):
+    save_sheet([(Image.new("RGB", (20_000, 40), "red"), "a")], tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert (255, 0, 0) in [colour for _, colour in sheet.getcolors(1 << 20)]
+
+
 def test_names_that_are_no_pictures(tmp_path):
     for name in ("s.txt", "s", "s.pdf"):
         with pytest.raises(InvalidConfigError, match=r"end its name in \.png, \.jpg or \.webp"):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import iwm
 from iwm.actions import CLEAN, Action, Photometry
@@ -132,6 +132,14 @@ def test_images_of_another_shape_are_noted(embedded, photo):
     _, report = embedded.infer_action(photo, wide, starts=1, steps=1)
     assert "the images are 160 x 160 and 240 x 160, of different shape" in report.notes[-1]
     _, report = embedded.infer_action(photo, photo.resize((320, 320)), starts=1, steps=1)
+    assert not report.notes
+
+
+def test_images_that_a_camera_turned_are_of_one_shape(embedded, photo):
+    upright = photo.resize((120, 180))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    _, report = embedded.infer_action(upright, turned, starts=1, steps=1)
     assert not report.notes
 
 

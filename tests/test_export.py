@@ -231,7 +231,20 @@ def test_only_int8_is_calibrated(model, tmp_path, precision):
 def test_calibration_on_photographs(model, photos, tmp_path):
     model.export(tmp_path / "out", "onnx", "int8", calibration=sorted(photos.rglob("*.jpg")))
     images = sorted(photos.rglob("*.jpg"))
-    close(iwm.load(tmp_path / "out", backend="onnx").encode(images), model.encode(images), "int8")
+    served = iwm.load(tmp_path / "out", backend="onnx").encode(images)
+    close(served, model.encode(images), "int8")
+    model.export(tmp_path / "noise", "onnx", "int8")
+    assert not torch.equal(served.tokens, iwm.load(tmp_path / "noise", backend="onnx").encode(images).tokens)
+
+
+def test_weights_of_large_graphs_are_left_nowhere(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("iwm.export._LARGE", 0)
+    for precision in ("fp32", "fp16", "int8"):
+        model.export(tmp_path / precision, "onnx", precision)
+        files = {path.name for path in (tmp_path / precision).iterdir()}
+        assert ("encoder.onnx.data" in files) == (precision == "fp32")
+        images = torch.rand(2, 3, 32, 32)
+        close(iwm.load(tmp_path / precision, backend="onnx").encode(images), model.encode(images), precision)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16)])

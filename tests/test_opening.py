@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,18 @@ def test_a_program_is_no_photograph(tmp_path):
 def test_deep_images_span_65535(dtype):
     values = np.array([[0, 257, 32896, 51529, 65535]]).astype(dtype)
     assert np.array(open_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 1, 128, 201, 255]
+
+
+def test_a_transparent_value_of_a_deep_png_is_white(tmp_path):
+    values = np.array([[1000, 1001, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "plain.png")
+    data = (tmp_path / "plain.png").read_bytes()
+    chunk = b"tRNS" + (1000).to_bytes(2, "big")
+    at = data.index(b"IDAT") - 4
+    extra = (2).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (tmp_path / "clear.png").write_bytes(data[:at] + extra + data[at:])
+    assert np.array(open_rgb(tmp_path / "plain.png"))[0, :, 0].tolist() == [4, 4, 255]
+    assert np.array(open_rgb(tmp_path / "clear.png"))[0, :, 0].tolist() == [255, 4, 255]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,13 @@ def test_what_has_no_inverse_is_said_and_left(pixels):
     assert restore(pixels, Photometry(solarize=True)).lost == ("solarize: two values became one",)
 
 
+@pytest.mark.parametrize("photometry", [Photometry(), Photometry(blur=1.0)])
+def test_what_comes_back_is_a_copy(pixels, photometry):
+    restored = restore(pixels, photometry).image
+    assert torch.equal(restored, pixels)
+    assert restored.data_ptr() != pixels.data_ptr()
+
+
 def test_colour_that_a_factor_took(pixels):
     restored = restore(pixels, Photometry(saturation=0.0, brightness=0.5))
     assert restored.undone == Photometry(brightness=0.5)

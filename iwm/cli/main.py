@@ -158,6 +158,10 @@ def main() -> None:
             app()
     except IWMError as error:
         _fail(str(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's; not imported for its name.
+            raise
+        _fail(f"The GPU has not memory enough; take a smaller --batch-size, or --device cpu. ({error})")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

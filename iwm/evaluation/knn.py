@@ -153,6 +153,6 @@ def _labelled(data: LabelledSet) -> tuple[list[ImageLike], list[str]]:
 def _at_random(model: WorldModel) -> WorldModel:
     """The same architecture at random weights, always the same ones."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # And no GPU's, which would stay seeded.
         fresh = WorldModel(model.config)
     return fresh.to(model.predictor.project_in.weight.device)

@@ -106,9 +106,9 @@ def marginalise(
     changes = [float((picture - pixels).abs().mean()) for picture in pictures]
     own = bank.search(clean, k=len(bank)).distances[0]
     return Marginal(
-        views=[picture.numpy() for picture in pictures[1 : shown + 1]],
+        views=[picture.cpu().numpy() for picture in pictures[1 : shown + 1]],
         view_changes=changes[1 : shown + 1],
-        found=[pictures[i].numpy() for i in ranking[:shown]],
+        found=[pictures[i].cpu().numpy() for i in ranking[:shown]],
         photometries=[photometries[i] for i in ranking[:shown]],
         distances=hits.distances[0, :shown].tolist(),
         changes=[changes[i] for i in ranking[:shown]],

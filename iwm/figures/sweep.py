@@ -131,8 +131,9 @@ def sweep(
     check_sweep(parameter, start, stop, steps, bank_size)
     if decode:
         model.load_decoder()  # Before the work.
-    low, high = _trained(model, parameter)
-    start, stop = low if start is None else start, high if stop is None else stop
+    if start is None or stop is None:
+        low, high = _trained(model, parameter)
+        start, stop = low if start is None else start, high if stop is None else stop
     check_sweep(parameter, start, stop)
     every = math.ceil((bank_size - 1) / (steps - 1))
     grid = [float(f"{value:.6g}") for value in np.linspace(start, stop, every * (steps - 1) + 1)]
@@ -146,14 +147,14 @@ def sweep(
     found = [int(row[0]) for row in hits.ids]
     return Sweep(
         parameter=parameter,
-        source=pixels.numpy(),
+        source=pixels.cpu().numpy(),
         asked=grid[::every],
         found=[grid[i] for i in found],
         distances=hits.distances[:, 0].tolist(),
         blind=grid[int(bank.search(clean, k=1).ids[0][0])],
         bank_size=len(bank),
-        true_views=[action.apply(pixels).numpy() for action in asked],
-        found_views=[views[i].apply(pixels).numpy() for i in found],
+        true_views=[action.apply(pixels).cpu().numpy() for action in asked],
+        found_views=[views[i].apply(pixels).cpu().numpy() for i in found],
         decoded=list(model.decode(predicted).cpu().numpy()) if decode else None,
     )
 

@@ -35,7 +35,7 @@ def validator(
         model: what encodes.
         adapter: what is measured.
         tasks: supply images and labels.
-        keep: hold the images' latents in memory after the first time; for a frozen encoder.
+        keep: hold the images' latents in the machine's memory after the first time; for a frozen encoder.
         precision: of matrix products; the final scores are always computed in float32.
     """
     kept: dict[str, list[Tensor]] = {}
@@ -48,11 +48,12 @@ def validator(
         if task.name not in kept:
             paths = task.val.images
             kept[task.name] = [
-                model.encode(paths[i : i + _BATCH]).tokens.half() for i in range(0, len(paths), _BATCH)
+                model.encode(paths[i : i + _BATCH]).tokens.cpu().half() for i in range(0, len(paths), _BATCH)
             ]
         side = model.preprocess.size // model.config.encoder.patch_size
         outputs = [
-            adapter(model, tokens.float(), (side, side), task.name).cpu() for tokens in kept[task.name]
+            adapter(model, tokens.to(model.device).float(), (side, side), task.name).cpu()
+            for tokens in kept[task.name]
         ]
         return ClassificationReport.of(torch.cat(outputs), task.val.classes).accuracy
 

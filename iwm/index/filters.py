@@ -46,6 +46,8 @@ class Filter:
             size = getattr(self, name)
             if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
                 raise InvalidConfigError(f"{name} is {size!r}; it must be a whole number of at least 0.")
+            if size is not None and size >= 2**63:
+                raise InvalidConfigError(f"{name} is {size}; no file or photograph is so large.")
 
     def sql(self) -> str | None:
         """The condition in SQL over a library's columns; None lets everything pass."""
@@ -67,7 +69,7 @@ class Filter:
 
 
 def library_path(path: str | os.PathLike[str]) -> str:
-    """A file or folder as libraries call it: addresses as they are, anything else absolute.
+    """A file or folder as libraries call it: addresses as they are, but for a last "/", anything else absolute.
 
     Raises:
         InvalidDataError: no path, or an empty one.
@@ -77,7 +79,10 @@ def library_path(path: str | os.PathLike[str]) -> str:
     """
     if not isinstance(path, str | os.PathLike) or not (words := os.fspath(path)):
         raise InvalidDataError(f"{quoted(repr(path))} is no path; libraries hold files, by their paths.")
-    return words if is_address(words) else os.path.abspath(words)
+    if not is_address(words):
+        return os.path.abspath(words)
+    scheme, _, rest = words.partition("://")
+    return f"{scheme}://{rest.rstrip('/') or rest}"
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:

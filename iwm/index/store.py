@@ -115,7 +115,7 @@ class Store:
             SaveError: it cannot be written.
             InvalidConfigError: lancedb is not installed.
         """
-        name, folder = os.fspath(path), _folder(path)
+        name, folder = _at_home(path), _folder(path)
         if folder is not None and not _is_free(folder):
             if not folder:
                 raise LibraryError("A library needs a name, such as library.lance.")
@@ -137,7 +137,7 @@ class Store:
             LibraryError: there is none, or it is not one that this version of iwm can read.
             InvalidConfigError: lancedb is not installed.
         """
-        name, folder = os.fspath(path), _folder(path)
+        name, folder = _at_home(path), _folder(path)
         if folder is not None and not _on_disk(folder):
             raise LibraryError(f"No library at {name}; make it: iwm index PHOTOS --out {name}")
         database = _connect(name)
@@ -322,10 +322,16 @@ class Store:
 
 def _folder(path: str | os.PathLike[str]) -> str | None:
     """The folder of a library on a disk; None where it is in an object store."""
-    words = os.fspath(path)
+    words = _at_home(path)
     if words.startswith("file://"):
         return words.removeprefix("file://")
     return None if is_address(words) else words
+
+
+def _at_home(path: str | os.PathLike[str]) -> str:
+    """A path with `~` spelt out, as LanceDB does."""
+    words = os.fspath(path)
+    return words if is_address(words) else os.path.expanduser(words)
 
 
 def _on_disk(path: str) -> bool:

@@ -8,18 +8,21 @@ afterwards it is on the disk and is never encoded again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from iwm.errors import LibraryError
 from iwm.index.encoding import Encoded, Job, to_rows
 from iwm.index.filters import library_path
 from iwm.index.known import Known
 from iwm.index.prune import remove_gone
 from iwm.index.report import IndexReport, Remark
-from iwm.index.store import Store, schema
+from iwm.index.store import Store, first_line, schema
+from iwm.index.uninterrupted import uninterrupted
 from iwm.index.walk import Found, walk
 
 if TYPE_CHECKING:
@@ -57,7 +60,8 @@ def update(
     """
     start = time.monotonic()
     found = walk(roots)
-    known = Known(store.scan(("path", "bytes", "mtime_ns"), 8192))
+    with _reading(store):
+        known = Known(store.scan(("path", "bytes", "mtime_ns"), 8192))
     report = IndexReport()
     writer = _Writer(store, report, on_commit)
     try:
@@ -91,9 +95,18 @@ def _jobs(
     stream = pending()
     while batch := list(itertools.islice(stream, size)):
         touched = [found.path for found, is_touched in batch if is_touched]
-        rows = store.rows(touched, ("path", "hash")).to_pylist() if touched else []
+        with _reading(store):
+            rows = store.rows(touched, ("path", "hash")).to_pylist() if touched else []
         hashes = {row["path"]: row["hash"] for row in rows}
         yield [Job(found, hashes.get(found.path)) for found, _ in batch]
+
+
+@contextlib.contextmanager
+def _reading(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise LibraryError(f"Cannot read {store.path}: {first_line(error)}.") from error
 
 
 class _Writer:
@@ -121,31 +134,35 @@ class _Writer:
             self.commit()
 
     def commit(self) -> None:
-        """Write all that is waiting: new rows appended, changed ones in the place of the old."""
-        new, changed = self._rows(known=False), self._rows(known=True)
+        """Write all that is waiting: new rows appended, changed ones in the place of the old.
+
+        Whatever comes of it, nothing of it waits any more: appended again, it would be there twice.
+        """
+        waiting, self.waiting, self.rows, self.last = self.waiting, [], 0, time.monotonic()
+        new, changed = self._rows(waiting, known=False), self._rows(waiting, known=True)
+        same = {found.path: found for encoded in waiting for found in encoded.same}
         if new.num_rows:
-            self.store.append(new)
+            uninterrupted(lambda: self.store.append(new))
             self.report.added += new.num_rows
             self._say(new)
         if changed.num_rows:
-            self.store.replace(changed)
+            uninterrupted(lambda: self.store.replace(changed))
             self.report.updated += changed.num_rows
             self._say(changed)
-        same = {found.path: found for encoded in self.waiting for found in encoded.same}
         if same:
-            self.store.change(self._times(list(same.values())))
-        self.waiting, self.rows, self.last = [], 0, time.monotonic()
+            uninterrupted(lambda: self.store.change(self._stamps(list(same.values()))))
 
-    def _rows(self, *, known: bool) -> pa.Table:
-        parts = [(e, [i for i, k in enumerate(e.known) if k is known]) for e in self.waiting]
+    def _rows(self, waiting: list[Encoded], *, known: bool) -> pa.Table:
+        parts = [(e, [i for i, k in enumerate(e.known) if k is known]) for e in waiting]
         return to_rows([part for part in parts if part[1]], self.columns)
 
-    def _times(self, files: list[Found]) -> pa.Table:
-        """New times of files that were touched and are the same."""
+    def _stamps(self, files: list[Found]) -> pa.Table:
+        """New times, and sizes, of files that were touched and are the same: one may have grown while it was read."""
         import pyarrow as pa
 
-        columns = pa.schema([self.columns.field("path"), self.columns.field("mtime_ns")])
-        return pa.table([[file.path for file in files], [file.mtime_ns for file in files]], schema=columns)
+        names = ("path", "bytes", "mtime_ns")
+        columns = pa.schema([self.columns.field(name) for name in names])
+        return pa.table([[getattr(file, name) for file in files] for name in names], schema=columns)
 
     def _say(self, rows: pa.Table) -> None:
         if self.on_commit:

@@ -93,7 +93,8 @@ def _walk_all(folders: list[str], files: list[str]) -> Iterator[Found | Remark]:
     visited: dict[tuple[int, int], str] = {}
     for folder in folders:
         if is_address(folder):
-            yield from _walk_address(folder)
+            if not any(folder.startswith(f"{other}/") for other in folders):  # With that one, otherwise.
+                yield from _walk_address(folder)
         else:
             yield from _walk_folder(folder, visited)
     for file in files:
@@ -169,14 +170,15 @@ def _walk_address(root: str) -> Iterator[Found | Remark]:
     from pyarrow import fs
 
     store, inner = file_system(root)
-    scheme = root[: root.index("://") + 3]
+    place = store_address(root)
+    _, base = _store(place)
     try:
         listing = store.get_file_info(fs.FileSelector(inner, recursive=True))
     except OSError as error:
         raise InvalidDataError(f"Cannot list {root}: {error}") from error
     for info in sorted(listing, key=lambda i: i.path):
         if info.type == fs.FileType.File and _is_photo(info.path[len(inner) :]):
-            yield Found(scheme + info.path, info.size, info.mtime_ns or 0)
+            yield Found(place + info.path[len(base) :], info.size, info.mtime_ns or 0)
 
 
 def _stat_address(address: str) -> Found | Remark:

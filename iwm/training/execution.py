@@ -30,11 +30,21 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def precision_on(device: torch.device, precision: Precision) -> Precision:
     """What a device computes in where a precision is asked for.
 
-    Processors that only emulate bfloat16 (x86 without AVX-512, for one) compute in float32, which
-    is closer to the exact result and many times faster; that is logged once.
+    Processors that only emulate bfloat16 (x86 without AVX-512, for one; GPUs before Ampere) compute in
+    float32, which is closer to the exact result and many times faster; that is logged once.
     """
-    emulated = precision == "bf16" and device.type == "cpu" and _emulates_bf16()
+    if precision != "bf16" or device.type not in ("cpu", "cuda"):
+        return precision
+    emulated = _emulates_bf16() if device.type == "cpu" else _gpu_emulates_bf16()
     return "float32" if emulated else precision
+
+
+@cache
+def _gpu_emulates_bf16() -> bool:
+    emulated = not torch.cuda.is_bf16_supported(including_emulation=False)
+    if emulated:
+        log.warning("This GPU has no bfloat16; float32 is used.")
+    return emulated
 
 
 @cache

@@ -79,14 +79,14 @@ class Desk:
     @property
     def preparing(self) -> str:
         """What `keep` is about to do, in words."""
-        return "one moment." if self.shelf else f"encoding {BANK_SIZE} views of it, some seconds."
+        return "one moment." if self.shelf is not None else f"encoding {BANK_SIZE} views of it, some seconds."
 
     @property
     def bytes_kept(self) -> int:
         """Memory that one tab's photograph takes, views included."""
         encoder = self.model.config.encoder
         patches = (self.model.preprocess.size // encoder.patch_size) ** 2
-        return (1 if self.shelf else BANK_SIZE) * patches * encoder.width * 4
+        return (1 if self.shelf is not None else BANK_SIZE) * patches * encoder.width * 4
 
     def open(self, upload: str | None) -> Photo:
         """An uploaded file, decoded and encoded.
@@ -105,7 +105,8 @@ class Desk:
 
     def keep(self, photo: Photo) -> Kept:
         """A photograph with the place to search; its views are encoded here, where there is no library."""
-        return Kept(photo=photo, place=self.shelf or Views(self.model, photo))
+        place = Views(self.model, photo) if self.shelf is None else self.shelf
+        return Kept(photo=photo, place=place)
 
     def sample(self, image: ImageLike, name: str) -> Photo:
         """A photograph that came with the program."""
@@ -150,7 +151,9 @@ class Desk:
         return status(reading.words), reading.edit.params if edited else None
 
     def _place(self, kept: Kept | None) -> Views | Shelf | None:
-        return self.shelf or (kept.place if kept else None)
+        if self.shelf is not None:
+            return self.shelf
+        return kept.place if kept else None
 
     def _to_undo(self, kept: Kept | None, edited: Photo | None, edit: Photometry) -> Photo:
         if edited:

@@ -54,13 +54,15 @@ class Guard:
             this machine.
         addresses: whether any address in numbers will do as well; those cannot be pointed elsewhere.
         most: bytes of one upload; other requests are small.
+        most_kept: bytes of all uploads on the disk, above which no other is taken.
     """
 
     def __init__(
-        self, app: App, uploads: Path, hosts: Collection[str], *, addresses: bool = False, most: int = 1 << 26
-    ) -> None:
+        self, app: App, uploads: Path, hosts: Collection[str], *, addresses: bool = False,
+        most: int = 1 << 26, most_kept: int = 1 << 31,
+    ) -> None:  # fmt: skip
         self._app, self._uploads, self._hosts = app, uploads.resolve(), frozenset(hosts)
-        self._addresses, self._most = addresses, most
+        self._addresses, self._most, self._most_kept = addresses, most, most_kept
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer, or refuse."""
@@ -72,12 +74,11 @@ class Guard:
         status = self._refusal(scope)
         receive = _counted(receive, self._most if scope["path"] == _UPLOAD else _LARGEST_EVENT)
         if not status and scope["path"] == _EVENT:
-            event = await _read(receive)
-            if event is None or not self._names_uploads_alone(event):
+            body = self._checked(await _read(receive))
+            if body is None:
                 status = 400
             else:
-                # Written anew, so that no two readers of JSON can understand it differently.
-                scope, receive = _with_body(scope, receive, json.dumps(event).encode())
+                scope, receive = _with_body(scope, receive, body)
         if status:
             await _refuse(send, status)
             return
@@ -103,7 +104,7 @@ class Guard:
         allowed = _GET if method in ("GET", "HEAD") else _POST if method == "POST" else None
         if allowed is None or ".." in path or not allowed.fullmatch(path):
             return 404
-        return 0
+        return 507 if path == _UPLOAD and self._is_full() else 0
 
     def _knows(self, host: str) -> bool:
         if host in self._hosts:
@@ -113,6 +114,22 @@ class Guard:
         except ValueError:
             return False
         return self._addresses
+
+    def _checked(self, event: Any) -> bytes | None:
+        """An event written anew, so that no two readers of JSON can understand it differently; None is refused."""
+        try:
+            named = event is not None and self._names_uploads_alone(event)
+            return json.dumps(event).encode() if named else None
+        except RecursionError:
+            return None
+
+    def _is_full(self) -> bool:
+        """Whether uploads fill as much of the disk as they may; old ones go by themselves."""
+        sizes = (file.stat().st_size for file in self._uploads.rglob("*") if file.is_file())
+        try:
+            return sum(sizes) > self._most_kept
+        except OSError:  # One went meanwhile.
+            return False
 
     def _names_uploads_alone(self, value: Any) -> bool:
         if isinstance(value, list):
@@ -174,7 +191,12 @@ def _with_body(
 
 
 async def _refuse(send: Send, status: int) -> None:
-    body = {400: b"Not understood.", 403: b"Not from here.", 404: b"Not found."}[status]
+    body = {
+        400: b"Not understood.",
+        403: b"Not from here.",
+        404: b"Not found.",
+        507: b"Too many photographs at a time; come back in a quarter of an hour.",
+    }[status]
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

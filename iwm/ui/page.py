@@ -170,7 +170,7 @@ def build(desk: Desk) -> gr.Blocks:
 def _header(desk: Desk) -> str:
     where = (
         f"a library of {len(desk.shelf):,} photographs"
-        if desk.shelf
+        if desk.shelf is not None
         else f"{BANK_SIZE} views of your photograph"
     )
     return (

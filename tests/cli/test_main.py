@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from typer.main import get_command
 
 import iwm
@@ -156,6 +157,16 @@ def test_an_empty_word_is_not_the_current_folder(command, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert f'The word after "{place}" is empty' in command(*words).error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_without_memory_is_said_in_words(command, monkeypatch):
+    def load(*words, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("iwm.cli.options.load_model", load)
+    monkeypatch.setattr("iwm.cli.encode.load_model", load)
+    shown = command("encode", "photo.jpg", "--out", "a.safetensors")
+    assert "take a smaller --batch-size, or --device cpu. (CUDA out of memory" in shown.error
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from iwm.actions import Action
+from iwm.config import ActionConfig, PhotometryDistribution
 from iwm.errors import InvalidActionError, InvalidConfigError, UntrainedActionWarning, WeightsUnavailableError
 from iwm.figures.sweep import PARAMETERS, Sweep, check_sweep, sweep
 from iwm.figures.sweep_picture import save_sweeps
@@ -106,6 +107,15 @@ def test_what_cannot_be_swept(words, error, message):
 def test_a_start_beyond_the_trained_end(acting_model, images):
     with pytest.raises(InvalidConfigError, match=r"hue from 0\.4 to 0\.2"):
         sweep(acting_model, images[0], "hue", 0.4)
+
+
+def test_ends_of_a_parameter_that_was_never_trained(tiny_config, images):
+    jitter = ActionConfig(distribution=PhotometryDistribution().without_destructive())
+    model = WorldModel(tiny_config().replace(actions=jitter))
+    with pytest.raises(InvalidConfigError, match="was not trained on blur; say from where to where"):
+        sweep(model, images[0], "blur", 0.0)
+    with pytest.warns(UntrainedActionWarning, match="blur"):
+        assert sweep(model, images[0], "blur", 0.0, 2.0, steps=3, bank_size=3).asked == [0.0, 1.0, 2.0]
 
 
 def test_decoding_needs_a_decoder(acting_model, images):

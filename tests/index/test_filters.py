@@ -40,6 +40,7 @@ def test_what_is_no_path(path):
         ({"taken_before": "2024-01-01"}, "taken_before is '2024-01-01'; pass a datetime"),
         ({"min_side": -1}, "min_side is -1; it must be a whole number of at least 0"),
         ({"min_bytes": 1.5}, "min_bytes is 1.5"),
+        ({"min_bytes": 10**30}, "no file or photograph is so large"),
         ({"max_bytes": True}, "max_bytes is True"),
     ],
 )

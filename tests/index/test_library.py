@@ -297,6 +297,15 @@ def test_places_where_no_library_is(tmp_path, model, monkeypatch):
         iwm.Index.create("", model)
 
 
+def test_a_library_in_the_home_folder(tmp_path, model, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(folder)
+    iwm.Index.create("~/mine.lance", model).update(model, folder)
+    again = iwm.Index.open("~/mine.lance", model)
+    assert (again.path, len(again)) == (str(tmp_path / "mine.lance"), 12)
+    assert not (folder / "~").exists()
+
+
 def test_what_a_kill_before_the_first_commit_leaves_is_no_library(library, model, folder):
     (library / "photos.lance" / "data").mkdir(parents=True)
     (library / "photos.lance" / "data" / "half.lance").write_bytes(b"half")

@@ -1,7 +1,9 @@
 """Keeping a library up to date: what is encoded, what is left, what is removed, what is reported."""
 
+import _thread
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 import iwm
 from iwm.errors import InvalidConfigError, InvalidDataError, LibraryError, SaveError
+from iwm.index import encoding as encoding_module
 from iwm.index import store as store_module
 from iwm.index import update as update_module
 from iwm.index.report import Remark
@@ -87,7 +90,7 @@ def test_touched_files_are_committed_in_pieces_and_their_latents_are_not_read(
         index._store, "change", lambda rows: (pieces.append((rows.column_names, rows.num_rows)), change(rows))
     )
     assert counts(index.update(model, folder, batch_size=2)) == (0, 0, 12, 0)
-    assert pieces == [(["path", "mtime_ns"], 4)] * 3
+    assert pieces == [(["path", "bytes", "mtime_ns"], 4)] * 3
     after = index._store._table.search().limit(100).to_arrow().sort_by("path")
     assert set(after["mtime_ns"].to_pylist()) == {1_234_567_890_123_456_789}
     assert after.drop_columns(["mtime_ns"]) == before
@@ -212,6 +215,69 @@ def test_an_interrupt_keeps_what_was_encoded(index, model, folder, monkeypatch):
         index.update(model, folder, batch_size=4)
     assert len(index) == 8
     assert counts(index.update(model, folder)) == (4, 0, 8, 0)
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "told"])
+def test_what_fails_around_a_commit_is_not_written_twice(index, model, folder, monkeypatch, moment):
+    append, told = index._store.append, []
+
+    def broken(rows):
+        if moment == "before":
+            _thread.interrupt_main()  # As Ctrl-C does, while another thread writes.
+            time.sleep(0.2)
+        append(rows)
+        if moment == "after":
+            raise SaveError("full")
+
+    def on_commit(paths):
+        told.append(paths)
+        if moment == "told":
+            raise OSError("no listener")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index._store, "append", broken)
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            index.update(model, folder, batch_size=4, on_commit=on_commit)
+    assert paths(index) == sorted(map(str, folder.rglob("*.jpg")))
+    assert counts(index.update(model, folder)) == (0, 0, 12, 0)
+
+
+def test_an_interrupt_waits_for_the_commit(index, model, folder, monkeypatch):
+    append, done = index._store.append, []
+
+    def slow(rows):
+        _thread.interrupt_main()
+        time.sleep(0.3)
+        append(rows)
+        done.append(len(index))
+
+    monkeypatch.setattr(index._store, "append", slow)
+    with pytest.raises(KeyboardInterrupt):
+        index.update(model, folder)
+    assert done == [12]
+
+
+def test_a_file_that_grew_while_it_was_read_is_known_the_next_time(index, model, folder, monkeypatch):
+    file = next(folder.rglob("*.jpg"))
+    index.update(model, file)
+    row = index._store.rows([str(file)], ("path", "bytes", "mtime_ns"))
+    smaller = row.set_column(1, row.schema.field(1), [[row["bytes"][0].as_py() - 8]])
+    index._store.change(smaller)
+    read = []
+    plain = encoding_module.read_bytes
+    monkeypatch.setattr(encoding_module, "read_bytes", lambda found: (read.append(found), plain(found))[1])
+    for _ in range(2):
+        assert counts(index.update(model, file)) == (0, 0, 1, 0)
+    assert len(read) == 1
+    assert index.photos(file)[0].bytes == file.stat().st_size
+
+
+def test_a_library_that_lost_a_file_is_not_brought_up_to_date(index, model, folder, library):
+    index.update(model, folder)
+    for file in (library / "photos.lance" / "data").iterdir():
+        file.unlink()
+    with pytest.raises(LibraryError, match=r"Cannot read .*\.lance: "):
+        index.update(model, folder)
 
 
 def test_many_small_commits_are_merged_and_nothing_is_lost(index, model, folder, monkeypatch):

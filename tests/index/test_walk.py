@@ -3,8 +3,10 @@
 import os
 
 import pytest
+from pyarrow import fs
 
 from iwm.errors import InvalidDataError
+from iwm.index import walk as walk_module
 from iwm.index.report import Remark
 from iwm.index.walk import Found, walk
 
@@ -85,6 +87,29 @@ def test_addresses_of_files(tmp_path):
     assert found == Found(f"{root}/a.jpg", 5, (tmp_path / "a.jpg").stat().st_mtime_ns)
     both = [item.path for item in walk([f"{root}/a.jpg", f"{root}/b", f"{root}/b/c.jpg"])]
     assert both == [f"{root}/b/c.jpg", f"{root}/a.jpg"]
+
+
+def test_overlapping_addresses_give_every_file_once(tmp_path):
+    make(tmp_path, "a.jpg", "sub/b.jpg")
+    root = f"file://{tmp_path}"
+    found = [item.path for item in walk([f"{root}/sub", root, f"{root}/", f"{root}/a.jpg"])]
+    assert found == [f"{root}/a.jpg", f"{root}/sub/b.jpg"]
+
+
+def test_what_an_address_says_of_its_store_stays(monkeypatch):
+    """Of some kinds the path that the store gives lacks the account: `container/photos/a.jpg` here."""
+
+    class Store:
+        def get_file_info(self, asked):
+            if isinstance(asked, str):
+                return fs.FileInfo(asked, fs.FileType.Directory)
+            return [fs.FileInfo(f"{asked.base_dir}/a.jpg", fs.FileType.File, size=5)]
+
+    place = "abfs://container@account.dfs.core.windows.net"
+    monkeypatch.setattr(walk_module, "_store", {place: (Store(), "container")}.__getitem__)
+    (found,) = walk([f"{place}/photos"])
+    assert found.path == f"{place}/photos/a.jpg"
+    assert walk_module.file_system(found.path)[1] == "container/photos/a.jpg"
 
 
 def test_addresses_that_do_not_exist_are_refused_at_once(tmp_path):

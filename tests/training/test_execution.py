@@ -11,7 +11,7 @@ from iwm.encoder import set_drop_path
 from iwm.pretraining.config import PretrainConfig
 from iwm.pretraining.task import PretrainTask
 from iwm.training import execution
-from iwm.training.execution import autocast, prefer_plain_attention, prepare_blocks
+from iwm.training.execution import autocast, precision_on, prefer_plain_attention, prepare_blocks
 
 KEYS = [(0, index) for index in range(4)]
 
@@ -138,6 +138,17 @@ def test_bfloat16_that_a_processor_emulates_gives_way_to_float32(monkeypatch, ca
     said = [record.getMessage() for record in caplog.records]
     assert said == [m for m in said if "60 times as long" in m and "--precision float32" in m]
     assert len(said) == (dtype == torch.float32)
+
+
+@pytest.mark.parametrize(("supported", "precision"), [(True, "bf16"), (False, "float32")])
+def test_gpus_without_bfloat16_compute_in_float32(monkeypatch, caplog, supported, precision):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    plain = functools.cache(execution._gpu_emulates_bf16.__wrapped__)
+    monkeypatch.setattr(execution, "_gpu_emulates_bf16", plain)
+    cuda = torch.device("cuda")
+    assert [precision_on(cuda, "bf16") for _ in range(2)] == [precision] * 2
+    assert precision_on(cuda, "float32") == "float32"
+    assert len(caplog.records) == (not supported)
 
 
 def test_nothing_is_measured_where_bfloat16_is_not_asked_for(monkeypatch):

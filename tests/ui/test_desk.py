@@ -114,3 +114,18 @@ def test_so_is_one_that_has_nothing_to_move(acting_model, tmp_path):
     acting_model.config = acting_model.config.replace(actions=actions)
     with pytest.raises(InvalidActionError, match="nothing to move"):
         Desk(acting_model, None, tmp_path)
+
+
+class _Emptied:
+    """A library whose photographs were removed while the page is open."""
+
+    def __len__(self):
+        return 0
+
+
+def test_an_emptied_library_stays_the_place_to_search(acting_model, photo, tmp_path):
+    (tmp_path / "uploads").mkdir()
+    shelf = _Emptied()
+    desk = Desk(acting_model, shelf, tmp_path / "uploads")
+    assert desk.keep(photo).place is shelf
+    assert desk.preparing == "one moment."

@@ -42,6 +42,7 @@ def ask(
     app=everything,
     uploads="/uploads",
     addresses=False,
+    most_kept=1 << 31,
     **headers,
 ):
     """Status, headers and body of one request."""
@@ -57,7 +58,9 @@ def ask(
     headers = {"host": "127.0.0.1:7860"} | headers
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": kind, "path": path, "method": method, "headers": pairs}
-    asyncio.run(Guard(app, Path(uploads), hosts, addresses=addresses)(scope, receive, send))
+    asyncio.run(
+        Guard(app, Path(uploads), hosts, addresses=addresses, most_kept=most_kept)(scope, receive, send)
+    )
     if not sent:
         return None, {}, b""
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
@@ -168,7 +171,9 @@ def test_an_event_may_name_nothing_else(tmp_path, path, deep):
     assert join({"data": [[{"deep": file}] if deep else file]}, tmp_path)[::2] == (400, b"Not understood.")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b'"' + b"a" * (1 << 20) + b'"'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[" * 100_000, b'{"data":' + b"[" * 900 + b"]" * 900 + b"}", b'"' + b"a" * (1 << 20) + b'"']
+)  # fmt: skip
 def test_an_event_that_is_none(tmp_path, body):
     assert join(body, tmp_path)[0] == 400
 
@@ -178,3 +183,13 @@ def test_of_two_meanings_the_checked_one_is_passed_on(tmp_path):
     body = f'{{"path": "/etc/passwd", "path": "{good}"}}'.encode()
     assert json.loads(join(body, tmp_path)[2]) == {"path": good}
     assert b"passwd" not in join(body, tmp_path)[2]
+
+
+@pytest.mark.parametrize(("most_kept", "status"), [(3000, 200), (2999, 507)])
+def test_uploads_fill_no_disk(tmp_path, most_kept, status):
+    for name in ("a", "b/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(1500))
+    found = ask("/gradio_api/upload", "POST", uploads=tmp_path, most_kept=most_kept)
+    assert found[0] == status
+    assert ask("/", uploads=tmp_path, most_kept=most_kept)[0] == 200
