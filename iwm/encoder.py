@@ -5,6 +5,9 @@ sin-cos (or learned, in encoders that others trained), and the final norm has no
 parameters, so that encodings, training targets and predictions share one space: tokens
 layer-normalised over features (eps 1e-6).
 
+On a GPU PyTorch convolves in TF32 by default: the patch embedding rounds to ten bits there, and a
+latent is not quite the CPU's. `torch.backends.cudnn.allow_tf32 = False` makes it so.
+
 Shape legend: B batch, N patches of the grid (H x W), V visible patches, D width.
 """
 
