@@ -225,12 +225,16 @@ def step_seconds(arms: list[Arm], rounds: int = 5, steps: int = 4) -> dict[str, 
     return {name: statistics.median(times) for name, times in measured.items()}
 
 
-def curve(folder: Path, name: str) -> list[tuple[int, float]]:
-    """(step, value) of a monitored score, averaged over five neighbours."""
+def readings(folder: Path, name: str) -> list[tuple[int, float]]:
+    """(step, value) of a monitored score."""
     records = [
         json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    points = [(r["step"], r[name]) for r in records if name in r]
+    return [(r["step"], r[name]) for r in records if name in r]
+
+
+def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Averaged over five neighbours."""
     return [
         (step, statistics.fmean(value for _, value in points[max(i - 2, 0) : i + 3]))
         for i, (step, _) in enumerate(points)
@@ -238,8 +242,8 @@ def curve(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def at(points: list[tuple[int, float]], step: float) -> float:
-    """The last value of a curve up to a step."""
-    return [value for where, value in points if where <= step][-1]
+    """Readings up to a step, smoothed; the last of that. None that came later counts."""
+    return smooth([(where, value) for where, value in points if where <= step])[-1][1]
 
 
 def table(arms: list[Arm], results: dict[str, Any], seconds: dict[str, float], steps: int) -> str:
@@ -260,7 +264,7 @@ def table(arms: list[Arm], results: dict[str, Any], seconds: dict[str, float], s
     lines = ["| " + " | ".join(columns) + " |", "|" + len(columns) * "---|"]
     for arm in arms:
         r = results[arm.name]
-        online = [curve(arm.folder, f"online_{kind}_mrr") for kind in ("apply", "undo")]
+        online = [readings(arm.folder, f"online_{kind}_mrr") for kind in ("apply", "undo")]
         same_time = steps * fastest / seconds[arm.name]
         cells = [
             f"{r['apply']['overall']['mrr']:.3f}",
@@ -289,7 +293,7 @@ def picture(name: str, arms: list[Arm], seconds: dict[str, float], path: Path) -
     for row, kind in zip(axes, ("apply", "undo"), strict=True):
         row[0].set_ylabel(f"{kind}-MRR, 32 views, smoothed")
         for arm in arms:
-            points = curve(arm.folder, f"online_{kind}_mrr")
+            points = smooth(readings(arm.folder, f"online_{kind}_mrr"))
             steps, values = zip(*points, strict=True)
             row[0].plot(steps, values, label=arm.name)
             row[1].plot([step * seconds[arm.name] / fastest for step in steps], values, label=arm.name)

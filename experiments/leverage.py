@@ -46,6 +46,7 @@ from iwm.cli.main import app
 from iwm.errors import IWMError
 from iwm.fields import to_json
 from iwm.files import write_text
+from iwm.finetuning.cache import predictor_state
 from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.probe import probe_config
 from iwm.loading import load
@@ -68,12 +69,12 @@ class Job:
     Attributes:
         words: what follows `iwm`.
         folder: what it is about to leave.
-        space: of the model's encoder.
+        weights: of the model, in short.
     """
 
     words: tuple[str, ...]
     folder: Path
-    space: str
+    weights: str
 
     @property
     def command(self) -> str:
@@ -140,9 +141,10 @@ def only(study: Study, data: str | None, names: Sequence[str] | None = None) -> 
 
 
 @functools.cache
-def space(name: str, student: bool) -> str:
-    """Of a model's encoder, which says whether it is still the one it was."""
-    return load(name, branch="student" if student else "teacher").space
+def weights(name: str, student: bool) -> str:
+    """Of a model: says whether encoder and predictor are still those they were."""
+    model = load(name, branch="student" if student else "teacher")
+    return f"{model.space} {predictor_state(model)}"
 
 
 def check_models(options: argparse.Namespace, study: Study) -> None:
@@ -151,7 +153,7 @@ def check_models(options: argparse.Namespace, study: Study) -> None:
         name, option = (options.twin, "--twin") if row.twin else (options.model, "--model")
         student = "student" in row.options
         try:
-            space(name, student)
+            weights(name, student)
         except IWMError as error:
             what = "a model with its student" if student else "a model"
             raise SystemExit(
@@ -204,7 +206,7 @@ def make_job(options: argparse.Namespace, study: Study, row: Row, data: tuple[st
             ["--cache", str(options.out / "cache")] if "--centre" in own else []
         )  # Of one view, for all seeds.
         words += ["--labels", str(camvid_labels(options.out))] if study.segments else []
-    return Job(tuple(words), folder, space(model, "student" in row.options))
+    return Job(tuple(words), folder, weights(model, "student" in row.options))
 
 
 def camvid_labels(out: Path) -> Path:
@@ -226,7 +228,7 @@ def check_command(job: Job) -> None:
             "Take another --out, or remove that folder."
         )
     model = job.folder / MODEL_FILE
-    if not model.is_file() or model.read_text(encoding="utf-8").strip() != job.space:
+    if not model.is_file() or model.read_text(encoding="utf-8").strip() != job.weights:
         raise SystemExit(
             f"{job.folder} was made with other weights of the same name. Take another --out, or remove that folder."
         )
@@ -275,7 +277,7 @@ def run(job: Job, threads: int) -> dict[str, Any]:
     """One command, if it has not been run to its end yet, and what it reported."""
     file = job.folder / "result.json"
     if not finished(file):
-        write_text(job.folder / MODEL_FILE, job.space + "\n")
+        write_text(job.folder / MODEL_FILE, job.weights + "\n")
         write_text(job.folder / COMMAND_FILE, job.command + "\n")
         if job.words[:2] == ("eval", "probe"):  # Of a finetuning, the run folder has it.
             write_text(job.folder / RUN_FILE, to_json(configuration(job)))

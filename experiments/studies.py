@@ -49,12 +49,14 @@ class Study:
     data: tuple[tuple[str, ...], ...]
     source: str
     shared: tuple[str, ...] = ()
-    claims: tuple[tuple[str, str], ...] = ()
+    claims: tuple[tuple[str, str], ...] | None = None
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """Rows whose difference is told, the better one first."""
-        return self.claims or tuple((row.name, self.rows[0].name) for row in self.rows[1:])
+        """Rows whose difference is told, the better one first: those claimed, or every row over the first."""
+        if self.claims is not None:
+            return self.claims
+        return tuple((row.name, self.rows[0].name) for row in self.rows[1:])
 
     @property
     def segments(self) -> bool:

@@ -6,6 +6,7 @@ The front matter is what the Hugging Face Hub reads: licence, library, task, dat
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -107,7 +108,10 @@ def _front_matter(config: WorldModelConfig, repo_id: str) -> str:
 
 def _dataset_of(name: str, metric: Json) -> str:
     """What a metric was measured on, by its command's data folder, else by its own name."""
-    command = str(metric.get("command", "")).split()
+    try:
+        command = shlex.split(str(metric.get("command", "")))
+    except ValueError:  # A stranger's.
+        return name
     for option in ("--data", "--val"):
         if option in command[:-1]:
             named = datasets({"data": [{"folder": command[command.index(option) + 1]}]})

@@ -62,6 +62,10 @@ def mrr_command(
     world_model = load_model(model, device)
     asked = cast("Protocol", protocol)
     drawn = cast("Distribution | None", distribution) or default_distribution(world_model, asked)
+    files = file_list_hash(data, chosen)
+    name = f"{protocol}-mrr-{drawn}-{len(chosen)}x{bank_size}{f'-{strength}' if strength else ''}"
+    if folder is not None:
+        _check_place(folder, name, files)
     report = mrr(
         world_model, chosen, bank_size=bank_size, protocol=asked, distribution=drawn, seed=seed,
         strength=strength, progress=not as_json,
@@ -70,14 +74,13 @@ def mrr_command(
         "mrr", model=model, data=data, images=images, protocol=protocol, distribution=drawn,
         bank_size=bank_size, seed=seed, **({"strength": strength} if strength else {}),
     )  # fmt: skip
-    result = report.to_dict() | {"command": command, "files_sha256": file_list_hash(data, chosen)}
+    result = report.to_dict() | {"command": command, "files_sha256": files}
     if as_json:
         print_json(result)
     else:
         print_report(report)
     if folder is not None:
-        suffix = f"-{strength}" if strength else ""
-        record_metric(folder, f"{protocol}-mrr-{drawn}-{len(chosen)}x{bank_size}{suffix}", result)
+        record_metric(folder, name, result)
 
 
 def knn_command(
@@ -136,9 +139,12 @@ def decoder_command(
 
     folder = _record_folder(model) if record else None
     chosen = _spread(data, images)
+    files, name = file_list_hash(data, chosen), f"decoder-{len(chosen)}x{actions}"
+    if folder is not None:
+        _check_place(folder, name, files)
     report = reconstruction(load_model(model, device), chosen, actions=actions, seed=seed)
     command = _command("decoder", model=model, data=data, images=images, actions=actions, seed=seed)
-    result = report.to_dict() | {"command": command, "files_sha256": file_list_hash(data, chosen)}
+    result = report.to_dict() | {"command": command, "files_sha256": files}
     if as_json:
         print_json(result)
     else:
@@ -151,7 +157,7 @@ def decoder_command(
         for name, scores in rows.items():
             console.print(f"{name:38} PSNR {scores.psnr:5.2f} dB   SSIM {scores.ssim:.3f}")
     if folder is not None:
-        record_metric(folder, f"decoder-{len(chosen)}x{actions}", result)
+        record_metric(folder, name, result)
 
 
 def _spread(data: Path, count: int) -> list[Path]:
@@ -186,6 +192,19 @@ def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
 
     config = read_config(folder)
     write_text(folder / CONFIG_FILE, config.replace(metrics=config.metrics | {name: value}).to_json())
+
+
+def _check_place(folder: Path, name: str, files: str) -> None:
+    """Raise `SaveError` where a record of other photographs has this name."""
+    from iwm.errors import SaveError
+    from iwm.model_folder import read_config
+
+    before = read_config(folder).metrics.get(name, {})
+    if before.get("files_sha256", files) != files:
+        raise SaveError(
+            f"{folder} has {name} of other photographs: {before.get('command')}. Leave out --record, or take that "
+            "entry out of its config.json."
+        )
 
 
 def _record_folder(model: str) -> Path:

@@ -117,6 +117,10 @@ def finetune_command(
     _typed(context)  # Wrong words are told before any image is looked at.
     tasks = _read(data, val or [], task, images or 0, labels, ignore or [], skip_unreadable)
     chosen, config = configured(context, len(tasks), sum(len(t.train) for t in tasks))
+    if cache is not None and not config.cache_views:
+        raise InvalidConfigError(
+            "--cache is for kept latents, and none are: add --cache-views, or leave it out."
+        )
     if single_task_baseline and config.patience:
         raise InvalidConfigError(
             "--patience may end the joint run before its schedule does, and each task alone would then be trained on "

@@ -70,6 +70,7 @@ def _train_decoder(
             f"{config.model} was finetuned for a task; train a decoder for the model it was made from."
         )
     source, described_data = open_data(data, model.config.preprocess.size, config)
+    source.listing += f", on the encoder {model.space}"
     run = RunFolder(out, config, resume=resume)
     world.wait()  # All have looked at the folder before one of them changes it.
     torch.manual_seed(config.seed)

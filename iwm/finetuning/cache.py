@@ -177,14 +177,14 @@ def _fingerprint(model: WorldModel, paths: Sequence[Path], config: FinetuneConfi
         "centre": config.centre,
         "views": max(config.cache_views, 1),
         "seed": config.seed if drawn or not config.centre else None,
-        "marginalise": [marginalise, _state_of(model)] if marginalise else [],
+        "marginalise": [marginalise, predictor_state(model)] if marginalise else [],
         "precision": precision_on(model.device, config.precision),
         "files": [[str(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns] for p in paths],
     }
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
 
 
-def _state_of(model: WorldModel) -> str:
+def predictor_state(model: WorldModel) -> str:
     """Fingerprint of the world model, which `space` is not about."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.predictor.state_dict().items()):

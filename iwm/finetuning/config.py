@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from iwm.config import MAX_CHANNELS, Head, Output, TaskKind
 from iwm.fields import require, require_choice
-from iwm.training.config import RunConfig
+from iwm.training.config import DataConfig, RunConfig
 
 Tune = Literal["none", "predictor", "encoder", "all"]
 Init = Literal["pretrained", "random"]
@@ -82,6 +82,8 @@ class FinetuneConfig(RunConfig):
         images: train on so many at most, evenly spaced; 0 is all.
         patience: validations without a better score after which the run ends; 0 is none.
         monitor_every: steps between validations; 0 is an epoch.
+        data: `crop_scale` and `crop_aspect` are of classification; `on_unreadable` has no part here, as images
+            are checked before the first step.
         ignore: numbers of segmentation masks that do not count.
     """
 
@@ -108,6 +110,9 @@ class FinetuneConfig(RunConfig):
     patience: int = 0
     monitor_every: int = 0
     ignore: tuple[int, ...] = ()
+
+    # Pieces have their own draws of mixup and the like; validations choose the weights that are kept.
+    SHAPING: ClassVar[frozenset[str]] = frozenset({"accumulate", "monitor_every", "patience"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,6 +171,15 @@ class FinetuneConfig(RunConfig):
         require(
             self.optim.optimizer != "lars" or self.tune == "none",
             f"lars is for a head alone, and --tune is {self.tune}; use --optim.optimizer adamw, or another --recipe.",
+        )
+        default = DataConfig()
+        for name in ("crop_scale", "crop_aspect"):
+            require(
+                not segments or getattr(self.data, name) == getattr(default, name),
+                f"data.{name} is about crops of classification; scenes are resized.",
+            )
+        require(
+            not segments or not self.centre, "centre is about crops of classification; scenes are resized."
         )
         mixed = self.augment.mixes or self.augment.erasing > 0
         require(

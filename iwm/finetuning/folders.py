@@ -283,12 +283,17 @@ def check_outside(place: Path, option: str, tasks: Sequence[TaskData]) -> None:
 
 def listing(tasks: Sequence[TaskData]) -> str:
     """Names the images of training and validation, so that a run is not continued on others."""
-    train = "".join(f"{t.name} {t.labels} {t.train.files_sha256} {t.train.classes}" for t in tasks)
-    val = "".join(f"{t.name} {t.val.files_sha256} {t.val.classes}" for t in tasks)
+    train = "".join(f"{t.name} {t.labels} {_contents(t.train)}" for t in tasks)
+    val = "".join(f"{t.name} {_contents(t.val)}" for t in tasks)
     return (
         f"{sum(len(t.train) for t in tasks)} images (files {_short_hash(train)}), validated on "
         f"{sum(len(t.val) for t in tasks)} (files {_short_hash(val)})"
     )
+
+
+def _contents(split: Split) -> str:
+    """Its files and what is said of them: classes, or what the numbers in masks mean."""
+    return f"{split.files_sha256} {split.numbers or split.classes}"
 
 
 def _short_hash(text: str) -> str:

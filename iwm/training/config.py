@@ -4,7 +4,7 @@ Values marked in `iwm.pretraining.recipes` as the paper's, the I-JEPA lineage's 
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from iwm.fields import require, require_choice
 
@@ -112,6 +112,9 @@ class RunConfig:
         tensorboard: write events for TensorBoard into the run folder.
         wandb: project of Weights & Biases to log to; empty is none.
     """
+
+    SHAPING: ClassVar[frozenset[str]] = frozenset()
+    """Fields that shape this kind of run, though they do not shape every one; see `iwm.training.run_folder`."""
 
     steps: int = 1000
     batch_size: int = 64

@@ -140,6 +140,11 @@ def train(
     require_packages(config)
     with run.alone() if world.is_main else nullcontext():
         trainer = _Trainer(task, source, config, run, export, world)
+        if task.finished and trainer.done < config.steps and world.is_main:
+            log.warning(
+                "The run ended by its patience at step %d of %d; --resume --patience 0 goes on.",
+                trainer.done, config.steps,
+            )  # fmt: skip
         if trainer.done == config.steps or task.finished:
             trainer.export_model()  # The last export may have been cut off.
             return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ FREE_FIELDS = frozenset(
         "monitor_every", "tensorboard", "wandb", "data.workers", "data.on_unreadable",
     }
 )  # fmt: skip
-"""Fields that change nothing of what is trained, and may differ between a run and its continuation."""
+"""Fields that change nothing of what is trained, and may differ between a run and its continuation.
+
+But for those that a kind of run names in `SHAPING`: they may differ with `resume`."""
 
 
 class RunFolder:
@@ -57,7 +59,7 @@ class RunFolder:
             Without it, the same settings continue a run as well: the same command goes on.
 
     Raises:
-        InvalidDataError: the folder holds a model and no run, or there is nothing to resume.
+        InvalidDataError: the folder holds a model and no state, or there is nothing to resume.
         InvalidConfigError: the run in it had other settings; they are named.
     """
 
@@ -67,12 +69,14 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise InvalidDataError(f"{path} is a file; choose a folder for --out.")
         begun = (path / RUN_FILE).is_file()
-        if not self.has_state and not begun and (path / CONFIG_FILE).is_file():
-            raise InvalidDataError(f"{path} holds a model already; choose another --out.")
+        if not self.has_state and (path / CONFIG_FILE).is_file():
+            gone = f", and no {STATE_FILE} to go on from" if begun else " already"
+            raise InvalidDataError(f"{path} holds a model{gone}; choose another --out.")
         if resume and not self.has_state and not begun:
             raise InvalidDataError(f"{path} holds no run to resume; leave --resume out to start one.")
         if self.has_state:
-            self._check_same(config, FREE_FIELDS | RESUME_FIELDS if resume else FREE_FIELDS)
+            free = FREE_FIELDS - config.SHAPING
+            self._check_same(config, free | RESUME_FIELDS | config.SHAPING if resume else free)
 
     @property
     def has_state(self) -> bool:
@@ -111,7 +115,7 @@ class RunFolder:
             sittings: before this one, from the state.
         """
         before = [dict(sitting) for sitting in sittings if sitting["from_step"] < step]
-        now = _resumable(json.loads(to_json(config)))
+        now = _resumable(json.loads(to_json(config)), RESUME_FIELDS | config.SHAPING)
         same = before and before[-1] == {"from_step": before[-1]["from_step"]} | now
         self.sittings = before if same else [*before, {"from_step": step} | now]
         remove_unfinished(self.path)
@@ -197,7 +201,8 @@ class RunFolder:
                 f"{self.path} has done {state['step']} steps already; ask for more than that, not {config.steps}."
             )
         changed = changed_settings(self.path, config)
-        told = "; ".join(said for name, said in changed.items() if name in RESUME_FIELDS - {"steps"})
+        mends = (RESUME_FIELDS | config.SHAPING) - {"steps"}
+        told = "; ".join(said for name, said in changed.items() if name in mends)
         if told and state["step"] == config.steps:
             raise InvalidConfigError(
                 f"{self.path} is done: {told}. Ask for more --steps to go on with that, or leave it out."
@@ -222,9 +227,9 @@ def read_run(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _resumable(settings: dict[str, Any]) -> dict[str, Any]:
-    """`RESUME_FIELDS` of a run's settings."""
-    return {name: value for name, value in sorted(dotted(settings).items()) if name in RESUME_FIELDS}
+def _resumable(settings: dict[str, Any], names: Set[str]) -> dict[str, Any]:
+    """Those of a run's settings that may change from a checkpoint on."""
+    return {name: value for name, value in sorted(dotted(settings).items()) if name in names}
 
 
 def changed_settings(path: Path, config: RunConfig) -> dict[str, str]:

@@ -159,7 +159,7 @@ def test_record_adds_to_the_config_and_leaves_the_rest(
         "undo-mrr-jitter-1x4": command(
             *eval_mrr, "--protocol", "undo", "--distribution", "jitter", "--record", "--json"
         ).json,
-        "knn-20-set/val": command(*eval_knn, "--record", "--json").json,
+        "knn-8-set/val": command(*eval_knn, "--record", "--json").json,
         "knn-3-set/val": command(*eval_knn, "-k", 3, "--record", "--json").json,
     }
     assert json.loads((model_folder / "config.json").read_text()) == described | {
@@ -185,6 +185,17 @@ def test_a_knn_record_is_named_after_the_neighbours_and_the_folder(
 def test_nothing_is_recorded_in_the_package(command, photos):
     refused = command("eval", "mrr", "--data", photos, "--images", 1, "--record")
     assert refused.error == "Error: iwm-tiny is published; --record writes to a model folder of your own.\n"
+
+
+def test_a_score_of_other_photographs_is_not_replaced(command, photos, model_folder, tmp_path):
+    (tmp_path / "others").mkdir()
+    shutil.copy(next(photos.rglob("*.jpg")), tmp_path / "others" / "another.jpg")
+    words = ["-m", model_folder, "--images", 1, "--bank-size", 4, "--record", "--data"]
+    assert command("eval", "mrr", *words, photos).code == 0
+    before = (model_folder / "config.json").read_bytes()
+    refused = command("eval", "mrr", *words, tmp_path / "others").error
+    assert "has apply-mrr-jitter-1x4 of other photographs: iwm eval mrr " in refused
+    assert (model_folder / "config.json").read_bytes() == before
 
 
 def test_recording_again_replaces_the_score(command, photos, model_folder):

@@ -1,6 +1,7 @@
 """Training a decoder: its loss and views, a run that learns, going on, what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -99,6 +100,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(base, photos, tmp_path):
     assert train_decoder(_config(base), [photos], parts)
     assert _records(parts) == _records(whole)
     assert (parts / "decoder.safetensors").read_bytes() == (whole / "decoder.safetensors").read_bytes()
+
+
+def test_a_run_does_not_go_on_with_another_encoder(base, photos, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(base, model)
+    assert train_decoder(_config(model), [photos], out)
+    other = iwm.load(model)
+    other.encoder.patch_embed.proj.weight.data.add_(0.5)
+    other.save_pretrained(model)
+    with pytest.raises(InvalidConfigError, match=r"on the encoder .*Continue with the same images"):
+        train_decoder(_config(model), [photos], out)
 
 
 def test_what_cannot_be(base, photos, tmp_path):

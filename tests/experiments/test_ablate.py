@@ -109,8 +109,10 @@ def test_curves_are_smoothed_and_read_at_a_step(ablate, tmp_path):
     records = [{"step": step, "online_apply_mrr": step / 100, "loss": 1} for step in range(10, 80, 10)]
     records.insert(3, {"step": 35, "loss": 2})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    points = ablate.curve(tmp_path, "online_apply_mrr")
-    assert points[0] == (10, pytest.approx(0.2))
-    assert points[3] == (40, pytest.approx(0.4))
-    assert points[6] == (70, pytest.approx(0.6))
-    assert ablate.at(points, 45) == pytest.approx(0.4)
+    points = ablate.readings(tmp_path, "online_apply_mrr")
+    smooth = ablate.smooth(points)
+    assert smooth[0] == (10, pytest.approx(0.2))
+    assert smooth[3] == (40, pytest.approx(0.4))
+    assert smooth[6] == (70, pytest.approx(0.6))
+    assert ablate.at(points, 70) == pytest.approx(0.6)
+    assert ablate.at(points, 45) == pytest.approx(0.3)  # What came later has no part in it.

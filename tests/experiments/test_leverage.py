@@ -336,7 +336,6 @@ def test_a_figure_without_all_its_rows_is_left_out_and_the_table_is_not(
     monkeypatch.setattr(
         leverage, "run_all", lambda options, study: _made_up(leverage, study, tmp_path / "runs")
     )
-    monkeypatch.setattr(leverage, "differences", lambda *_: [])
     words = ["spectrum", "--out", tmp_path / "out", "--data", "imagenette"]
     words += [word for name in names for word in ("--row", name)]
     monkeypatch.setattr(sys, "argv", ["leverage.py", *map(str, words)])

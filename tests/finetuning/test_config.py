@@ -7,7 +7,9 @@ import pytest
 from iwm.errors import InvalidConfigError
 from iwm.fields import from_dict, to_json
 from iwm.finetuning.config import AugmentConfig, FinetuneConfig
-from iwm.training.config import OptimConfig
+from iwm.training.config import DataConfig, OptimConfig
+
+SEGMENTATION = {"task": "segmentation", "head": "upernet"}
 
 
 def test_a_configuration_round_trips():
@@ -40,6 +42,8 @@ def test_a_configuration_round_trips():
             {"tune": "encoder", "head": "linear", "optim": OptimConfig(optimizer="lars")},
             "lars is for a head alone, and --tune is encoder; use --optim.optimizer adamw",
         ),
+        ({**SEGMENTATION, "centre": True}, "centre is about crops of classification"),
+        ({**SEGMENTATION, "data": DataConfig(crop_scale=(0.5, 1.0))}, "data.crop_scale is about crops"),
         ({"cache_views": 2, "centre": True}, "There is one centre view; use cache_views 1"),
         (
             {"task": "segmentation", "head": "upernet", "augment": AugmentConfig(cutmix=1.0)},

@@ -161,6 +161,12 @@ def test_a_listing_names_the_validation_images_too(folder, tmp_path):
     assert ", validated on 4 (files " in first
 
 
+def test_a_listing_says_what_numbers_in_masks_mean(roads):
+    before = listing([read_task(str(roads), segmentation=True)])
+    (roads / "labels.txt").write_text("road\nvoid\nsky\n")
+    assert listing([read_task(str(roads), segmentation=True)]) != before
+
+
 def test_bad_class_folders(folder, tmp_path):
     with pytest.raises(InvalidDataError, match=r"No such folder: .*missing"):
         read_task(str(tmp_path / "missing"))

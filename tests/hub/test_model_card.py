@@ -182,6 +182,12 @@ def test_what_is_no_score_is_left_out(card, metric):
     assert card(metrics={"odd": metric}) == card()
 
 
+def test_a_folder_whose_name_was_quoted(card):
+    command = "iwm eval mrr --data '/data/my cats/val' --images 3"
+    front, _ = card(metrics={"knn": {"accuracy": 0.5, "command": command}})
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == "mycats"
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -194,6 +200,7 @@ def test_what_is_no_score_is_left_out(card, metric):
         "--data",
         "iwm --data",
         "--data ..",
+        "iwm eval knn --data 'half a",
         "a | b\n# c\n---\n`",
     ],
 )

@@ -64,7 +64,6 @@ def test_another_kind_of_run_is_told_from_other_settings(tmp_path):
 
 def test_folder_without_a_checkpoint_may_be_started_again(tmp_path):
     RunFolder(tmp_path, RunConfig(), resume=False).start(RunConfig(), 0)
-    (tmp_path / "config.json").write_text("{}")
     run = RunFolder(tmp_path, RunConfig(seed=1), resume=False)
     run.start(RunConfig(seed=1), 0)
     assert json.loads((run.path / "run.json").read_text())["seed"] == 1
@@ -264,6 +263,28 @@ def test_a_model_without_a_run_is_never_overwritten(tmp_path):
         RunFolder(tmp_path, RunConfig(), resume=False)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_lost_its_state_is_not_trained_over(tmp_path, resume):
+    RunFolder(tmp_path, RunConfig(), resume=False).start(RunConfig(), 0)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        InvalidDataError, match=r"holds a model, and no state\.pt to go on from; choose another"
+    ):
+        RunFolder(tmp_path, RunConfig(), resume=resume)
+
+
+@pytest.mark.parametrize("changed", [{"accumulate": 2}, {"monitor_every": 7}, {"patience": 3}])
+def test_what_shapes_a_finetuning_changes_on_request_alone(tmp_path, changed):
+    RunFolder(tmp_path, FinetuneConfig(), resume=False).start(FinetuneConfig(), 0)
+    (tmp_path / "state.pt").touch()
+    with pytest.raises(InvalidConfigError, match=next(iter(changed))):
+        RunFolder(tmp_path, FinetuneConfig(**changed), resume=False)
+    run = RunFolder(tmp_path, FinetuneConfig(**changed), resume=True)
+    run.start(FinetuneConfig(**changed), 5, [{"from_step": 0}])
+    assert run.sittings[-1]["from_step"] == 5
+    assert changed.items() <= run.sittings[-1].items()
+
+
 def test_there_must_be_a_run_to_resume(tmp_path):
     with pytest.raises(InvalidDataError, match="holds no run to resume"):
         RunFolder(tmp_path, RunConfig(), resume=True)
@@ -277,7 +298,9 @@ def test_a_log_that_cannot_be_written_is_a_save_error(used):
 
 def test_sittings_are_told_by_what_was_not_the_same(used):
     run = RunFolder(used, RunConfig(), resume=True)
-    run.start(RunConfig(), 5, [{"from_step": 0} | _resumable(json.loads(to_json(RunConfig())))])
+    run.start(
+        RunConfig(), 5, [{"from_step": 0} | _resumable(json.loads(to_json(RunConfig())), RESUME_FIELDS)]
+    )
     assert (len(run.sittings), run.told_sittings()) == (1, {})
     longer = RunConfig(steps=2000, optim=OptimConfig(clip=1.0))
     again = RunFolder(used, longer, resume=True)
