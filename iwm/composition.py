@@ -83,7 +83,7 @@ def _sigma(first: float, second: float) -> float:
     A narrow Gaussian is sampled at a few pixels, and these vary less than its sigma says.
 
     >>> round(_sigma(0.3, 0.4), 3), _sigma(0.9, 1.2)
-    (0.419, 1.5)
+    (0.406, 1.5)
     """
     widest = math.hypot(first, second)
     if not first or not second or min(first, second) >= _WIDE:

@@ -180,6 +180,8 @@ def _check_words(words: list[str]) -> None:
         if word and not (word.startswith("--") and word.endswith("=")):
             continue
         place = word.rstrip("=") or before
+        if place.startswith("--") and ("." in place or place == "--wandb"):
+            continue  # A field of a recipe, of which an empty one is a value.
         raise InvalidConfigError(
             f'The word after "{place}" is empty; a shell variable that is not set, perhaps. Write . for the current folder.'
         )

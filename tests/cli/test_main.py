@@ -169,6 +169,14 @@ def test_a_gpu_without_memory_is_said_in_words(command, monkeypatch):
     assert "take a smaller --batch-size, or --device cpu. (CUDA out of memory" in shown.error
 
 
+def test_an_empty_field_of_a_recipe_is_a_value(command):
+    for words in (["--augment.rand_augment", ""], ["--augment.rand_augment="]):
+        assert (
+            "is empty; a shell variable"
+            not in command("finetune", *words, "--data", "nowhere", "--out", "x").err
+        )
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 def test_a_full_disk_behind_standard_output_is_said_in_words(environment):
     with open("/dev/full", "w") as full:

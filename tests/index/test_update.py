@@ -3,6 +3,7 @@
 import _thread
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -217,6 +218,15 @@ def test_an_interrupt_keeps_what_was_encoded(index, model, folder, monkeypatch):
     assert counts(index.update(model, folder)) == (4, 0, 8, 0)
 
 
+@pytest.fixture
+def _interruptible():
+    """As in a terminal: processes in the background ignore the interrupt key."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("moment", ["before", "after", "told"])
 def test_what_fails_around_a_commit_is_not_written_twice(index, model, folder, monkeypatch, moment):
     append, told = index._store.append, []
@@ -242,6 +252,7 @@ def test_what_fails_around_a_commit_is_not_written_twice(index, model, folder, m
     assert counts(index.update(model, folder)) == (0, 0, 12, 0)
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_waits_for_the_commit(index, model, folder, monkeypatch):
     append, done = index._store.append, []
 
