@@ -38,12 +38,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
-from paired import ANSWERS_FILE, gain, gains_over_alone
+from paired import ANSWERS_FILE, gain, gains_over_alone, token_overlaps
 from studies import CAMVID, STUDIES, Row, Study
 
 from iwm.cli.finetune import configured
 from iwm.cli.main import app
 from iwm.errors import IWMError
+from iwm.evaluation.labelled import VOID
 from iwm.fields import to_json
 from iwm.files import write_text
 from iwm.finetuning.cache import predictor_state
@@ -332,7 +333,23 @@ def table(study: Study, data: tuple[str, ...], found: Found, out: Path) -> str:
         lines.append(f"| {' | '.join(cells)} |")
         if len(data) > 1:
             lines += [line for name in data for line in _task_lines(name, results)]
+    if study.segments:
+        lines += ["", *_class_lines(study, data, found, camvid_labels(out))]
     return "\n".join([*lines, "", *(f"- {line}" for line in differences(study, data, found, out)), ""])
+
+
+def _class_lines(study: Study, data: tuple[str, ...], found: Found, labels: Path) -> list[str]:
+    """Overlap of every class, averaged over seeds, and what a model of one answer a token could reach."""
+    rows, names = {}, [name for name in CAMVID if name != VOID]
+    lines = [f"| overlap | {' | '.join(names)} |", f"|---{'|---' * len(names)}|"]
+    for row in study.rows:
+        scores = [r["result"]["tasks"][0]["scores"]["per_class"] for r in found[row.name, data]]
+        rows[row.name] = [statistics.fmean(s[name] or 0.0 for s in scores) for name in names]
+    rows[f"masks of {PATCH}-pixel tokens"] = token_overlaps(data[0], labels, len(names), PATCH).tolist()
+    return [
+        *lines,
+        *(f"| {name} | {' | '.join(f'{v:.1%}' for v in values)} |" for name, values in rows.items()),
+    ]
 
 
 def _task_lines(name: str, results: list[dict[str, Any]]) -> list[str]:
@@ -421,6 +438,8 @@ def draw_spectrum(axis: Axes, study: Study, data: tuple[str, ...], found: Found)
     axis.set_xlim(0, 1)
 
 
+PATCH = 16
+"""Pixels of a side of a token of every model here."""
 MODELS = ("invariant", "equivariant")
 """Of `spectrum`, as its rows name them."""
 PICTURES = {"protocols": draw_efficiency, "spectrum": draw_spectrum}
