@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from iwm.world_model import WorldModel
 
-dependencies = ["torch", "timm", "safetensors", "pydantic", "PIL", "numpy", "huggingface_hub"]
+dependencies = ["torch", "timm", "safetensors", "pydantic", "PIL", "numpy", "huggingface_hub", "rich"]
 
 __all__ = ["dependencies", "load"]
 

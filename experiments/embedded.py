@@ -33,7 +33,7 @@ import iwm
 from iwm.config import WorldModelConfig
 from iwm.files import write_text
 from iwm.model_card import write_card
-from iwm.model_folder import CONFIG_FILE, DECODER_FILE, WEIGHTS_FILE, read_config, task_file
+from iwm.model_folder import CONFIG_FILE, DECODER_FILE, WEIGHTS_FILE, read_config, task_file, write_config
 from iwm.zoo import WEIGHTS, ZOO
 
 ROOT = Path(iwm.__file__).parents[1]
@@ -111,7 +111,7 @@ def train(name: str, run: Path) -> None:
     exported = read_config(run)
     if before and before.provenance["steps"] == exported.provenance["steps"]:
         exported = exported.replace(metrics=before.metrics, provenance=before.provenance)
-        write_text(run / CONFIG_FILE, exported.to_json())
+        write_config(run, exported)
 
 
 def measure(run: Path) -> None:

@@ -139,7 +139,13 @@ class Bank:
 
     @classmethod
     def from_views(
-        cls, model: WorldModel, image: ImageLike, actions: Sequence[Action], *, batch_size: int = 64
+        cls,
+        model: WorldModel,
+        image: ImageLike,
+        actions: Sequence[Action],
+        *,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 64,
     ) -> Bank:
         """Transform the pixels of one image by each action and encode the views.
 
@@ -147,6 +153,7 @@ class Bank:
             model: what encodes them.
             image: one image.
             actions: from a clean source; their positions are the ids.
+            dtype: how to store the latents; `torch.float16` halves the memory.
             batch_size: views encoded at a time.
         """
         if isinstance(actions, Action) or not actions:
@@ -155,7 +162,8 @@ class Bank:
         if len(single) != 1:
             raise InvalidImageError(f"Bank.from_views takes one image, not {len(single)}.")
         pixels = model.preprocess.one(single[0])
-        return cls.from_latents(model.encode((action.apply(pixels) for action in actions), batch_size))
+        views = (action.apply(pixels) for action in actions)
+        return cls.from_latents(model.encode(views, batch_size), dtype=dtype)
 
     @property
     def ids(self) -> list[Id]:

@@ -17,9 +17,16 @@ from torch import Tensor, nn
 
 from iwm.config import WorldModelConfig
 from iwm.errors import IncompatibleWeightsError, WeightsUnavailableError, quoted
-from iwm.files import atomic_write, remove, write_text
+from iwm.files import atomic_write, remove
 from iwm.integrity import file_state, receipt_path
-from iwm.model_folder import CONFIG_FILE, DECODER_FILE, STUDENT_FILE, TASK_FILES, WEIGHTS_FILE, task_file
+from iwm.model_folder import (
+    DECODER_FILE,
+    STUDENT_FILE,
+    TASK_FILES,
+    WEIGHTS_FILE,
+    task_file,
+    write_config,
+)
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _PIECE = 1 << 24
@@ -62,7 +69,7 @@ def save_model(
         write_tensors(folder / DECODER_FILE, _half(decoder.state_dict()))
     else:
         remove(folder / DECODER_FILE)
-    write_text(folder / CONFIG_FILE, config.to_json())
+    write_config(folder, config)
     for path in folder.glob(TASK_FILES):
         if path.name not in map(task_file, adapters or {}):
             remove(path)
@@ -79,14 +86,14 @@ def save_adapter(folder: Path, config: WorldModelConfig, name: str, adapter: nn.
     """
     remove(receipt_path(folder))
     _write_adapter(folder / task_file(name), adapter)
-    write_text(folder / CONFIG_FILE, config.to_json())
+    write_config(folder, config)
 
 
 def save_decoder(folder: Path, config: WorldModelConfig, decoder: nn.Module) -> None:
     """Add a decoder to a model folder, or replace it; the config, which describes it, comes last."""
     remove(receipt_path(folder))
     write_tensors(folder / DECODER_FILE, _half(decoder.state_dict()))
-    write_text(folder / CONFIG_FILE, config.to_json())
+    write_config(folder, config)
 
 
 def _write_adapter(path: Path, adapter: nn.Module) -> None:

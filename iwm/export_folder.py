@@ -13,6 +13,7 @@ from pathlib import Path
 
 from iwm.errors import IWMError, SaveError
 from iwm.files import remove
+from iwm.model_card import CARD_FILE, may_replace
 from iwm.model_folder import CONFIG_FILE, DECODER_FILE, EXPORT_FILE, STUDENT_FILE, TASK_FILES, WEIGHTS_FILE
 from iwm.runtimes import PARTS, task_part
 
@@ -47,7 +48,8 @@ def replacing(folder: Path) -> Iterator[Path]:
             yield temporary
             _clear(folder)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG_FILE):
-                path.replace(folder / path.name)
+                if path.name != CARD_FILE or may_replace(folder / CARD_FILE):
+                    path.replace(folder / path.name)
     except IWMError:
         raise
     except OSError as error:

@@ -178,7 +178,16 @@ def iterate(images: Images) -> Iterator[ImageLike]:
         raise InvalidImageError(
             f"Cannot read a {type(images).__name__} as an image; expected {KINDS_OF_IMAGES}."
         )
-    yield from images
+    for image in images:
+        if _is_batch(image) and not isinstance(images, Tensor):
+            yield from cast(Tensor, image)
+        else:
+            yield image
+
+
+def _is_batch(image: object) -> bool:
+    """Whether it is a tensor of several images."""
+    return isinstance(image, Tensor) and image.ndim == 4
 
 
 def file_list_hash(root: Path, files: Iterable[Path]) -> str:
@@ -212,7 +221,11 @@ def count(images: Images) -> int | None:
     """How many images there are, where that can be told without reading them."""
     if is_single(images):
         return 1
-    return len(images) if isinstance(images, Sized) and not _is_unopened(images) else None
+    if not isinstance(images, Sized) or _is_unopened(images):
+        return None
+    if isinstance(images, list | tuple):
+        return sum(len(image) if _is_batch(image) else 1 for image in images)
+    return len(images)
 
 
 def _is_unopened(images: object) -> bool:
@@ -330,11 +343,6 @@ def _as_batch(image: Tensor) -> Tensor:
     Raises:
         InvalidImageError: it has not the shape of one.
     """
-    if image.ndim == 4 and image.shape[1] == 3:
-        raise InvalidImageError(
-            f"A batch of shape {list(image.shape)} where one image is expected; pass the batch itself, several "
-            "as torch.cat(batches)."
-        )
     if image.ndim != 3 or image.shape[0] != 3:
         hint = " Write tensor.permute(2, 0, 1)." if image.ndim == 3 and image.shape[2] == 3 else ""
         raise InvalidImageError(f"Tensor of shape {list(image.shape)}; expected [3, H, W].{hint}")

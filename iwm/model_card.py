@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from iwm.config import WorldModelConfig
@@ -20,6 +20,10 @@ _LICENSES = (
     "cc-by-nc-sa-4.0", "openrail",
 )  # fmt: skip
 
+CARD_FILE = "README.md"
+MARK = "<!-- Written from config.json, and again with it. Take this line out to keep what you change. -->"
+"""Of a card that nobody has changed."""
+
 CITATION = """@article{garrido2024iwm,
   title   = {Learning and Leveraging World Models in Visual Representation Learning},
   author  = {Garrido, Quentin and Assran, Mahmoud and Ballas, Nicolas and Bardes, Adrien and
@@ -29,14 +33,23 @@ CITATION = """@article{garrido2024iwm,
 }"""
 
 
-def write_card(config: WorldModelConfig, repo_id: str) -> str:
-    """The text of `README.md` for a repository of the Hub.
+def write_card(config: WorldModelConfig, repo_id: str | None = None) -> str:
+    """The text of `README.md`, of a repository of the Hub or of a folder.
 
     Args:
         config: of the checkpoint; scores, data and licence are taken from it.
-        repo_id: `org/name`, for the example and the title.
+        repo_id: `org/name`, for the example and the title; None for a folder.
     """
-    return f"---\n{_front_matter(config, repo_id)}\n---\n\n{_body(config, repo_id)}"
+    name = (repo_id or config.name).rpartition("/")[2]
+    return f"---\n{_front_matter(config, name)}\n---\n\n{MARK}\n\n{_body(config, name, repo_id or 'FOLDER')}"
+
+
+def may_replace(path: Path) -> bool:
+    """Whether there is no card in this place, or one that nobody has made their own."""
+    try:
+        return MARK in path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return True
 
 
 def scores(metrics: Json) -> dict[str, tuple[str, float]]:
@@ -75,7 +88,7 @@ def datasets(provenance: Json) -> list[str]:
     return names
 
 
-def _front_matter(config: WorldModelConfig, repo_id: str) -> str:
+def _front_matter(config: WorldModelConfig, title: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     known = config.license.lower() in _LICENSES
@@ -100,7 +113,7 @@ def _front_matter(config: WorldModelConfig, repo_id: str) -> str:
         pipeline_tag="image-feature-extraction",
         tags=["world-model", "jepa", "self-supervised", "arxiv:2403.00504"],
         datasets=datasets(config.provenance) or None,
-        model_name=repo_id.rpartition("/")[2] if results else None,
+        model_name=title if results else None,
         eval_results=results or None,
     )
     return card.to_yaml().strip()
@@ -120,11 +133,11 @@ def _dataset_of(name: str, metric: Json) -> str:
     return name
 
 
-def _body(config: WorldModelConfig, repo_id: str) -> str:
+def _body(config: WorldModelConfig, title: str, place: str) -> str:
     e, p = config.encoder, config.predictor
     strength = config.actions.distribution
     lines = [
-        f"# {repo_id.rpartition('/')[2]}",
+        f"# {title}",
         "",
         f"An Image World Model ([arXiv 2403.00504]({_PAPER})) for the `iwm` library: an encoder and a world",
         "model that applies photometric actions to its latents.",
@@ -132,7 +145,7 @@ def _body(config: WorldModelConfig, repo_id: str) -> str:
         "```python",
         "import iwm",
         "",
-        f'model = iwm.load("{repo_id}")',
+        f'model = iwm.load("{place}")',
         'latent = model.encode("photo.jpg")',
         *([] if config.tuned else ["moved = model.apply_action(latent, iwm.Action(brightness=1.4))"]),
         *_example(config),

@@ -10,6 +10,8 @@ from pathlib import Path
 from iwm.config import WorldModelConfig
 from iwm.counting import count_statistics
 from iwm.errors import InvalidConfigError, WeightsUnavailableError
+from iwm.files import write_text
+from iwm.model_card import CARD_FILE, may_replace, write_card
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -50,6 +52,20 @@ def read_config(folder: Path) -> WorldModelConfig:
         return WorldModelConfig.from_json(text)
     except InvalidConfigError as error:
         raise InvalidConfigError(f"{path}: {error}") from error
+
+
+def write_config(folder: Path, config: WorldModelConfig, *, new_card: bool = True) -> None:
+    """Write the model card, then the config: a folder that has a config is whole.
+
+    Args:
+        folder: of the model.
+        config: what both say.
+        new_card: write one where there is none; a card that somebody has changed is kept.
+    """
+    card = folder / CARD_FILE
+    if may_replace(card) and (new_card or card.exists()):
+        write_text(card, write_card(config))
+    write_text(folder / CONFIG_FILE, config.to_json())
 
 
 def max_weight_bytes(config: WorldModelConfig, file: str = WEIGHTS_FILE) -> int:

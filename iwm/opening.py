@@ -39,7 +39,7 @@ _ORIENTATIONS = {
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 """Where Pillow finds the orientation of an image that it has read."""
 
-KINDS_OF_IMAGES = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] tensor"
+KINDS_OF_IMAGES = "a path, a PIL image, an HWC uint8 array, or a [3, H, W] or [B, 3, H, W] tensor"
 
 _FILTERS = threading.Lock()
 """Filters of warnings are the whole process's: one thread at a time changes them, to open a file."""

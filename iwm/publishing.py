@@ -24,12 +24,10 @@ from iwm.hub_client import (
     within,
 )
 from iwm.integrity import Algorithm, hash_bytes, hash_file
-from iwm.model_card import write_card
+from iwm.model_card import CARD_FILE, may_replace, write_card
 from iwm.model_folder import CONFIG_FILE, STUDENT_FILE
 from iwm.world_model import WorldModel
 from iwm.zoo import HubFiles
-
-CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def push(
     """Publish a model folder.
 
     Sends `config.json`, all weights, `LICENSE` where there is one, and `README.md`: the
-    folder's own, or else a model card written from the config. What the repository holds of
+    folder's own where somebody has changed it, or else a model card written from the config. What the repository holds of
     another model under other names (a student, a task, its licence) goes in the same commit;
     earlier commits keep it.
 
@@ -132,7 +130,8 @@ def _contents(folder: Path, config: WorldModelConfig, repo: str) -> dict[str, Pa
     for path in sorted(folder.iterdir()):
         if KNOWN_FILES.fullmatch(path.name):
             contents[path.name] = path
-    contents.setdefault(CARD_FILE, write_card(config, repo).encode())
+    if may_replace(folder / CARD_FILE):
+        contents[CARD_FILE] = write_card(config, repo).encode()
     return contents
 
 

@@ -160,7 +160,7 @@ class WorldModel(StoredModel):
     @torch.no_grad()
     def classify(
         self,
-        images: Images | Latent,
+        images_or_latent: Images | Latent,
         task: str | None = None,
         topk: int = 5,
         batch_size: int = 64,
@@ -169,7 +169,7 @@ class WorldModel(StoredModel):
         """Name what images show.
 
         Args:
-            images: as for `encode`; or latents, so that one encoder pass serves several tasks.
+            images_or_latent: as for `encode`; or latents, so that one encoder pass serves several tasks.
             task: of classification; None is the one `iwm.load` was given, or the only one.
             topk: classes an image; all where the task has fewer.
             batch_size: images at a time.
@@ -190,13 +190,14 @@ class WorldModel(StoredModel):
         name = find_task(self.config, task, self.default_task, "classification")
         require_count("topk", topk)
         require_count("batch_size", batch_size)
-        if isinstance(images, Latent):
-            self._check_space(images)
-            if not len(images):
+        if isinstance(images_or_latent, Latent):
+            latent = images_or_latent
+            self._check_space(latent)
+            if not len(latent):
                 raise IncompatibleLatentError("No latents were given; pass at least one.")
-            parts = (images.tokens[i : i + batch_size] for i in range(0, len(images), batch_size))
-            return classify(self, ((part.to(self._like), images.grid) for part in parts), name, topk)
-        encoded = self._encode_batches(images, batch_size, progress)
+            parts = (latent.tokens[i : i + batch_size] for i in range(0, len(latent), batch_size))
+            return classify(self, ((part.to(self._like), latent.grid) for part in parts), name, topk)
+        encoded = self._encode_batches(images_or_latent, batch_size, progress)
         return classify(self, ((part, self._grid) for part in encoded), name, topk)
 
     @torch.no_grad()

@@ -27,12 +27,13 @@ _made: dict[tuple[str, int, bool], dict[str, bytes]] = {}
 def model_files(
     folder: Path, config: WorldModelConfig, seed: int = 0, student: bool = False
 ) -> dict[str, bytes]:
-    """The files of a model with random weights, put into `folder`, by name."""
+    """Config and weights of a model with random weights, put into `folder`, by name; no model card."""
     key = (config.to_json(), seed, student)
     if key not in _made:
         torch.manual_seed(seed)
         model = WorldModel(config)
         save_model(folder, config, model, Encoder(config.encoder, config.preprocess) if student else None)
+        (folder / "README.md").unlink()
         _made[key] = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in _made[key].items():

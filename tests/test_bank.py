@@ -267,6 +267,8 @@ def test_from_views_encodes_transformed_pixels(model, batch_size):
     torch.testing.assert_close(bank.latents.tokens, expected, atol=2e-5, rtol=0)
     assert bank.search(model.encode(photo), 1).ids == [[0]]
     assert bank.search(model.encode(actions[3].apply(pixels)), 1).ids == [[3]]
+    half = Bank.from_views(model, photo, actions, dtype=torch.float16).latents.tokens
+    assert torch.equal(half, bank.latents.tokens.half()) or batch_size < 64
 
 
 def test_from_views_takes_one_image_and_clean_sources(model):

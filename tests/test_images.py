@@ -129,8 +129,6 @@ def test_tensors_of_the_exact_size_are_named_and_mixed_like_others(preprocess):
         InvalidImageError, match=r"^Image 1 of the list: Float tensor with values from 7 to 7"
     ):
         preprocess([good, bad])
-    with pytest.raises(InvalidImageError, match=r"^Image 1 of the list: A batch of shape \[1, 3, 32, 32\]"):
-        preprocess([good, good[None]])
     eighths = (good * 255).round().to(torch.uint8)
     mixed = preprocess([good, eighths])
     assert torch.equal(mixed[0], good)
@@ -228,6 +226,19 @@ def test_reading_in_threads_leaves_the_filters_of_warnings(tmp_path, preprocess)
     jobs = [Job(Found(str(path), path.stat().st_size, 1)) for path in paths]
     assert len(read_jobs(jobs * 8, preprocess).photos) == 8 * len(paths)
     assert warnings.filters == before
+
+
+def test_batches_in_a_list_are_their_images(preprocess):
+    batch, single = torch.rand(2, 3, 32, 32), torch.rand(3, 32, 32)
+    images = [single, batch, batch[:1]]
+    expected = torch.cat((single[None], batch, batch[:1]))
+    assert count(images) == 4
+    assert torch.equal(preprocess(images), expected)
+    assert torch.equal(preprocess(iter(images)), expected)
+    with pytest.raises(InvalidImageError, match=r"^Tensor of shape \[2, 2, 3, 32, 32\]"):
+        preprocess(torch.rand(2, 2, 3, 32, 32))
+    with pytest.raises(InvalidImageError, match=r"^Image 2 of the list: Tensor of shape \[1, 32, 32\]"):
+        preprocess([batch, torch.rand(1, 1, 32, 32)])
 
 
 def test_an_open_image_may_be_several_of_a_list(tmp_path, preprocess):

@@ -1,5 +1,6 @@
 """The documents: the first example runs, commands exist, numbers are recorded, links lead somewhere."""
 
+import ast
 import dataclasses
 import re
 from pathlib import Path
@@ -60,9 +61,45 @@ def test_commands_have_the_options_that_are_shown(line):
         assert option in known or option in shown.output
 
 
+def _file_map():
+    """Paths of the map, from the lowest of the library on."""
+    (listed,) = (block for block in _blocks("") if "iwm/errors.py " in block)
+    return [line.split()[0] for line in listed.splitlines()]
+
+
+def _imported(path):
+    """Files of the library that a module imports where it begins."""
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "iwm":
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                file = name.replace(".", "/")
+                yield from (f for f in (f"{file}.py", f"{file}/__init__.py") if (ROOT / f).is_file())
+
+
+def test_modules_import_from_those_above_them_in_the_file_map():
+    listed = _file_map()
+
+    def line(path):
+        return next(
+            i for i, place in enumerate(listed) if path == place or path.startswith(f"{place.rstrip('/')}/")
+        )
+
+    paths = [p.relative_to(ROOT).as_posix() for p in (ROOT / "iwm").rglob("*.py")]
+    doors = {
+        "iwm/__init__.py",
+        "iwm/__main__.py",
+        "iwm/pretraining/__main__.py",
+        "iwm/finetuning/__main__.py",
+    }
+    upwards = [
+        (path, other) for path in set(paths) - doors for other in _imported(path) if other not in doors
+    ]
+    assert len(upwards) > 500
+    assert [pair for pair in upwards if line(pair[1]) > line(pair[0])] == []
+
+
 def test_the_file_map_lists_what_there_is():
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    listed = {line.split()[0] for line in _blocks("", text)[-1].splitlines()}
+    listed = set(_file_map())
     missing = sorted(path for path in listed if not (ROOT / path).exists())
     assert not missing
     modules = {f"iwm/{p.name}" for p in (ROOT / "iwm").glob("*.py") if not p.name.startswith("__")}

@@ -182,16 +182,15 @@ def _spread(data: Path, count: int) -> list[Path]:
 
 
 def record_metric(folder: Path, name: str, value: dict[str, Any]) -> None:
-    """Write one metric into a model folder's config.
+    """Write one metric into a model folder's config, and into its card.
 
     Raises:
         WeightsUnavailableError: not a model folder.
     """
-    from iwm.files import write_text
-    from iwm.model_folder import CONFIG_FILE, read_config
+    from iwm.model_folder import read_config, write_config
 
     config = read_config(folder)
-    write_text(folder / CONFIG_FILE, config.replace(metrics=config.metrics | {name: value}).to_json())
+    write_config(folder, config.replace(metrics=config.metrics | {name: value}), new_card=False)
 
 
 def _check_place(folder: Path, name: str, files: str) -> None:

@@ -32,25 +32,18 @@ console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def load_model(name: str, device: str = "cpu", *, exported: bool = False) -> WorldModel:
-    """Load a model for a command, on a CPU with matrix products in the fastest float32 mode.
+    """Load a model for a command: what it computes is what `iwm.load` computes.
 
     Args:
         name: as for `iwm.load`.
         device: where to put it.
         exported: whether the command can do with a folder that `iwm export` wrote, too.
     """
-    import torch
-
-    from iwm.device import resolve_device
     from iwm.errors import InvalidConfigError
     from iwm.loading import load
     from iwm.runtimes import read_about
     from iwm.zoo import ZOO
 
-    if (
-        resolve_device(device).type == "cpu"
-    ):  # On GPUs it would be TF32: scores would not be those of `iwm.load`.
-        torch.set_float32_matmul_precision("medium")
     about = None if name in ZOO else read_about(Path(name))
     if about is None:
         return load(name, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iwm.cli.launch import is_main, launcher, started_processes
-from iwm.cli.options import console
+from iwm.cli.options import console, print_json
 from iwm.errors import InvalidConfigError, nearest
 from iwm.fields import dotted
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def pretrain_command(
     context: typer.Context,
-    recipe: Annotated[str, typer.Option(help="Name of a recipe; see iwm list.")],
+    recipe: Annotated[str, typer.Option(help="Name of a recipe; see iwm list.")] = "iwm-tiny",
     data: Annotated[
         list[str] | None,
         typer.Option(help="Folder of images, may be given several times; or tar shards; or hf:org/name."),
@@ -54,6 +55,10 @@ def pretrain_command(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that --dry-run plans for; torchrun starts them.")
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print what --dry-run works out as JSON; of a run, see metrics.jsonl."),
+    ] = False,
 ) -> None:
     """Train a world model on a folder of images; Ctrl-C leaves a checkpoint, the same command goes on.
 
@@ -90,9 +95,11 @@ def pretrain_command(
             elsewhere=not here,
         )
         _print_estimate(
-            config, deadline, count, f"{device_of_run.type}{'' if here else ', which is not here'}"
+            config, deadline, count, f"{device_of_run.type}{'' if here else ', which is not here'}", as_json
         )
         return
+    if as_json:
+        raise typer.BadParameter("--json goes with --dry-run; what a run measures is in its metrics.jsonl.")
     if processes:
         raise typer.BadParameter("--processes goes with --dry-run; torchrun --nproc-per-node starts them.")
     if not data:  # Only --dry-run needs none.
@@ -110,10 +117,19 @@ def pretrain_command(
         raise typer.Exit(130)
 
 
-def _print_estimate(config: PretrainConfig, hours: float, processes: int, device: str) -> None:
+def _print_estimate(config: PretrainConfig, hours: float, processes: int, device: str, as_json: bool) -> None:
     from iwm.pretraining.estimate import estimate
 
     e = estimate(config, processes)
+    if as_json:
+        pace = {
+            "deadline_hours": hours,
+            "images_per_second": e.pace(hours),
+            "processes": processes,
+            "device": device,
+        }
+        print_json(dataclasses.asdict(e) | pace)
+        return
     lines = {
         "parameters": f"{e.encoder / 1e6:.1f} M encoder, {e.predictor / 1e6:.1f} M world model",
         "run": f"{e.steps:,} steps of {config.batch_size:,}: {e.images:,} images",

@@ -27,7 +27,7 @@ from iwm.finetuning.measure import measure, validator
 from iwm.finetuning.result import RESULT_FILE, FinetuneResult, TaskResult
 from iwm.finetuning.task import FinetuneTask
 from iwm.loading import load
-from iwm.model_folder import CONFIG_FILE, read_config
+from iwm.model_folder import read_config, write_config
 from iwm.training.distributed import World, joined
 from iwm.training.execution import prefer_plain_attention, prepare_blocks
 from iwm.training.loop import train
@@ -281,7 +281,7 @@ def _report(config: FinetuneConfig, plan: Finetuning, trained: int, device: torc
         results.append(TaskResult(task=data.name, kind=config.task, scores=scores))
     metrics = {result.task: result.scores for result in results}
     adapters = {plan.adapter: replace(own, metrics=metrics)}
-    write_text(plan.out / CONFIG_FILE, described.replace(adapters=adapters).to_json())
+    write_config(plan.out, described.replace(adapters=adapters))
     result = FinetuneResult(
         tasks=tuple(results),
         cost=cost(described, plan.adapter, trained),

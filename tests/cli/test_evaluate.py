@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -166,8 +167,25 @@ def test_record_adds_to_the_config_and_leaves_the_rest(
         "metrics": described["metrics"] | recorded
     }
     assert (model_folder / "model.safetensors").read_bytes() == weights
-    assert sorted(path.name for path in model_folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in model_folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert command("info", model_folder, "--json").json["metrics"].items() >= recorded.items()
+
+
+def test_a_record_is_in_the_card_too(command, classes, model_folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    iwm.load(model_folder).save_pretrained("saved")
+    card = Path("saved", "README.md")
+    assert "## Scores" not in card.read_text(encoding="utf-8")
+    words = ["eval", "knn", "--train", "set/train", "--val", "set/val", "-m", "saved", "-k", 3, "--record"]
+    accuracy = command(*words, "--json").json["accuracy"]
+    assert f"| knn-3-set/val | accuracy {accuracy:.3f} |" in card.read_text(encoding="utf-8")
+    card.write_text("Mine.")
+    command(*words, "--json")
+    assert card.read_text() == "Mine."
 
 
 def test_a_knn_record_is_named_after_the_neighbours_and_the_folder(
@@ -231,11 +249,11 @@ def test_a_result_that_cannot_be_recorded_is_shown_all_the_same(
         "knn": ["--train", classes[0], "--val", classes[1]],
     }[kind]
     exact = command("eval", kind, *words, "-m", model_folder, "--json").json
-    monkeypatch.setattr("iwm.files.write_text", refuse)
+    monkeypatch.setattr("iwm.model_folder.write_text", refuse)
     shown = command("eval", kind, *words, "-m", model_folder, "--json", "--record")
     assert shown.code == 1
     assert json.loads(shown.out) == exact
-    assert shown.err == f"Error: Cannot write {model_folder / 'config.json'}: no space left.\n"
+    assert shown.err == f"Error: Cannot write {model_folder / 'README.md'}: no space left.\n"
 
 
 @pytest.mark.parametrize("kind", ["mrr", "knn"])

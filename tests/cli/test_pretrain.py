@@ -1,5 +1,6 @@
 """`iwm pretrain`: whole runs in fresh processes, interrupted and continued as it says."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -208,6 +209,21 @@ def test_a_dry_run_prints_the_estimate_needs_nothing_and_writes_nothing(
     # As they are printed: whole images, and two decimals of TFLOP/s.
     assert shown["pace"] == [float(f"{pace:.0f}"), hours, float(f"{pace * flops / 1e12:.2f}")]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_as_json(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = command("pretrain", "--dry-run", "--json", "--deadline", 2).json
+    e = estimate(find_recipe("iwm-tiny"))
+    pace = {
+        "deadline_hours": 2.0,
+        "images_per_second": e.images / 7200,
+        "processes": 1,
+        "device": shown["device"],
+    }
+    assert shown == dataclasses.asdict(e) | pace
+    refused = command("pretrain", "--data", "x", "--json")
+    assert (refused.code, "--json goes with --dry-run" in refused.words) == (2, True)
 
 
 def test_a_dry_run_takes_overrides_and_the_processes_of_torchrun(command, monkeypatch, pretrain_words):

@@ -16,7 +16,7 @@ from iwm.config import (
     PreprocessConfig,
     WorldModelConfig,
 )
-from iwm.model_card import CITATION, datasets, scores, write_card
+from iwm.model_card import CITATION, MARK, datasets, scores, write_card
 from iwm.model_folder import read_config
 from iwm.zoo import ZOO
 
@@ -68,7 +68,7 @@ def test_a_config_without_metrics_and_provenance(card):
         "pipeline_tag": "image-feature-extraction",
         "tags": ["world-model", "jepa", "self-supervised", "arxiv:2403.00504"],
     }
-    assert body.startswith("\n# my-model\n")
+    assert body.startswith(f"\n{MARK}\n\n# my-model\n")
     assert 'iwm.load("org/my-model")' in body
     assert "Nothing is recorded about its training." in body
     assert "## Scores" not in body

@@ -17,7 +17,7 @@ from iwm.errors import (
 )
 from iwm.finding import download
 from iwm.hub_client import HubOptions
-from iwm.model_card import write_card
+from iwm.model_card import MARK, write_card
 from iwm.model_folder import read_config
 from iwm.publishing import push
 from iwm.world_model import WorldModel
@@ -76,6 +76,22 @@ def test_an_entry_pins_what_was_pushed_not_what_came_later(hub, make, tmp_path, 
     monkeypatch.setitem(ZOO, "tiny", replace(entry, hub=replace(entry.hub, sha256=wrong)))
     with pytest.raises(IntegrityError, match="is not what was published"):
         iwm.load("tiny", cache_dir=tmp_path / "cache")
+
+
+def test_a_saved_folder_has_a_card_and_what_is_pushed_one_of_the_repository(hub, tiny_config, tmp_path):
+    config = tiny_config().replace(name="my-model", metrics={"knn": {"accuracy": 0.5}})
+    WorldModel(config).save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    assert card.read_text(encoding="utf-8") == write_card(config)
+    assert "# my-model\n" in write_card(config)
+    assert 'iwm.load("FOLDER")' in write_card(config)
+    push(tmp_path, REPO, **TOKEN)
+    assert hub.files(REPO)["README.md"].decode() == write_card(config, REPO)
+    changed = card.read_text(encoding="utf-8").replace(MARK, "") + "Mine.\n"
+    card.write_text(changed, encoding="utf-8")
+    iwm.load(tmp_path).save_pretrained(tmp_path)
+    push(tmp_path, REPO, **TOKEN)
+    assert card.read_text(encoding="utf-8") == hub.files(REPO)["README.md"].decode() == changed
 
 
 def test_all_files_of_a_model_go_along_and_no_others(hub, make, tmp_path):
@@ -178,7 +194,8 @@ def test_a_licence_goes_with_its_model(hub, make, tmp_path):
     download(REPO, tmp_path / "copy", options)
     assert (tmp_path / "copy" / "LICENSE").read_text() == "As you like it."
     again = push(tmp_path / "copy", "org/again", **TOKEN)
-    assert again.hub.sha256 == first.hub.sha256
+    cards = {"README.md": again.hub.sha256["README.md"]}  # Each names its own repository.
+    assert again.hub.sha256 == first.hub.sha256 | cards
     second = push(make("second"), REPO, **TOKEN)
     assert "LICENSE" in first.hub.sha256
     assert "LICENSE" not in {*second.hub.sha256, *sent(hub)}
