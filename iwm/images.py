@@ -221,11 +221,9 @@ def count(images: Images) -> int | None:
     """How many images there are, where that can be told without reading them."""
     if is_single(images):
         return 1
-    if not isinstance(images, Sized) or _is_unopened(images):
-        return None
     if isinstance(images, list | tuple):
-        return sum(len(image) if _is_batch(image) else 1 for image in images)
-    return len(images)
+        return sum(len(image) if isinstance(image, Tensor) and _is_batch(image) else 1 for image in images)
+    return len(images) if isinstance(images, Sized) and not _is_unopened(images) else None
 
 
 def _is_unopened(images: object) -> bool:
