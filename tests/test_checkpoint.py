@@ -169,7 +169,7 @@ def test_a_model_folder_round_trips_in_float16(tmp_path):
     torch.manual_seed(0)
     model, student = WorldModel(CONFIG), nn.Linear(4, 4)
     save_model(tmp_path, CONFIG, model, student)
-    assert _names(tmp_path) == ["config.json", "model.safetensors", "student.safetensors"]
+    assert _names(tmp_path) == ["README.md", "config.json", "model.safetensors", "student.safetensors"]
     assert read_config(tmp_path) == CONFIG
     on_disk = load_file(tmp_path / "model.safetensors")
     assert {tensor.dtype for tensor in on_disk.values()} == {torch.float16}

@@ -181,7 +181,7 @@ def test_class_maps_are_those_of_all_scores_at_once(classes, size):
 
 def test_a_model_comes_back_with_its_tasks(model, folder, photo):
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "model.safetensors", "task-shared.safetensors", "task-street.safetensors",
+        "README.md", "config.json", "model.safetensors", "task-shared.safetensors", "task-street.safetensors",
     }  # fmt: skip
     loaded = iwm.load(folder)
     assert loaded.config == model.config == read_config(folder)

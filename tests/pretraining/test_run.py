@@ -25,7 +25,7 @@ from iwm.training.run_folder import RunFolder
 
 TIMING = {"images_per_second", "data_wait", "memory_mb"}
 FILES = [
-    ".lock", "config.json", "metrics.jsonl", "model.safetensors", "run.json", "state.pt", "student.safetensors",
+    ".lock", "README.md", "config.json", "metrics.jsonl", "model.safetensors", "run.json", "state.pt", "student.safetensors",
 ]  # fmt: skip
 
 # Trains like `iwm pretrain`, and sends a signal to its whole process group during one step.
