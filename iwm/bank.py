@@ -114,6 +114,7 @@ class Bank:
             batch_size: images encoded at a time.
             progress: show a progress bar.
         """
+        _check_dtype(dtype)
         if count(images) is None:
             return cls._from_stream(model, iterate(images), ids, dtype, batch_size, progress)
         items = list(iterate(images))
@@ -258,8 +259,8 @@ def distances(queries: Tensor, entries: Tensor) -> Tensor:
 
 
 def _check_dtype(dtype: torch.dtype | None) -> None:
-    if dtype is not None and not dtype.is_floating_point:
-        raise InvalidConfigError(f"dtype is {dtype}; use torch.float32, torch.float16 or torch.bfloat16.")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InvalidConfigError(f"dtype is {dtype!r}; use torch.float32, torch.float16 or torch.bfloat16.")
 
 
 def _name(image: ImageLike, position: int) -> Id:

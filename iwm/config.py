@@ -84,7 +84,8 @@ class EncoderConfig:
         require(
             self.image_size % self.patch_size == 0,
             f"encoder.image_size {self.image_size} is not divisible by patch_size "
-            f"{self.patch_size}; use {self.image_size // self.patch_size * self.patch_size or self.patch_size}.",
+            f"{self.patch_size}; use {self.image_size // self.patch_size * self.patch_size or self.patch_size}, "
+            "for preprocess.size too.",
         )
         require(
             self.grid <= MAX_GRID, f"encoder.image_size makes {self.grid} patches a side; use {MAX_GRID}."

@@ -61,6 +61,10 @@ class UntrainedActionWarning(UserWarning):
     """An action that the model was not trained for."""
 
 
+class UnreadableFolderWarning(UserWarning):
+    """A folder that cannot be listed: what is in it is left out."""
+
+
 class LibraryError(IWMError, OSError):
     """A photo library that is missing, damaged, or being written by another process."""
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from iwm.errors import SaveError
+from iwm.errors import IWMError, SaveError
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
@@ -18,13 +18,19 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well.
 
+    A link stays, and what it leads to is replaced.
+
     Raises:
-        SaveError: the disk is full, the folder cannot be written; `path` is as it was.
+        SaveError: the disk is full, the folder cannot be written, `path` is a device or a pipe; it is
+            as it was.
     """
     temporary = None
     try:
+        check_replaceable(path)
+        if path.is_symlink():
+            path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_short(path.name)}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -32,11 +38,26 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except IWMError:
+        raise
     except OSError as error:
         raise SaveError(f"Cannot write {path}: {error}. What was there before is untouched.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise `SaveError` for a device, a pipe or a socket: a file in its place would be the end of it."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SaveError(f"{path} is a device or a pipe; name a file.")
+
+
+def _short(name: str) -> str:
+    """The beginning of a name that leaves room for what makes it a temporary one: 255 bytes are allowed."""
+    while len(os.fsencode(name)) > 240:
+        name = name[:-1]
+    return name
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from iwm.config import PreprocessConfig
 from iwm.device import usable_cpus
-from iwm.errors import InvalidDataError, InvalidImageError
+from iwm.errors import InvalidDataError, InvalidImageError, UnreadableFolderWarning
 from iwm.fields import require_count
 from iwm.opening import KINDS_OF_IMAGES, ImageLike, open_rgb
 from iwm.photometry import IDENTITY, transform
@@ -213,8 +214,8 @@ def batched(images: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]
 
 
 def _is_image(path: Path) -> bool:
-    """By its ending; hidden files and folders are somebody's bookkeeping."""
-    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+    """By its ending; hidden files are somebody's bookkeeping."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def count(images: Images) -> int | None:
@@ -255,13 +256,35 @@ def is_single(images: Images) -> bool:
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """All image files below a folder, sorted; hidden ones are left out.
 
+    Links to folders are followed, once each. A folder below it that cannot be listed is warned of.
+
     Raises:
-        InvalidDataError: a folder that does not exist or holds no images.
+        InvalidDataError: a folder that does not exist, cannot be listed or holds no images.
     """
     root = Path(folder)
     if not root.is_dir():
         raise InvalidDataError(f"No such folder: {root}")
-    images = sorted(p for p in root.rglob("*") if _is_image(p.relative_to(root)) and p.is_file())
+
+    def unlisted(error: OSError) -> None:
+        if error.filename == str(root):
+            raise InvalidDataError(f"{root} cannot be listed: {error.strerror}.") from error
+        said = f"{error.filename} cannot be listed and is left out: {error.strerror}."
+        warnings.warn(said, UnreadableFolderWarning, stacklevel=5)
+
+    images: list[Path] = []
+    visited: set[tuple[int, int]] = set()
+    roots = [str(root)]
+    for start in roots:  # To which links add what they lead to: it may be visited without them.
+        for place, folders, files in os.walk(start, onerror=unlisted):
+            about = os.stat(place)
+            if (about.st_dev, about.st_ino) in visited:
+                folders.clear()
+                continue
+            visited.add((about.st_dev, about.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            roots += [inner for name in folders if os.path.islink(inner := os.path.join(place, name))]
+            images += [path for name in files if _is_image(path := Path(place, name)) and path.is_file()]
+    images.sort()
     if not images:
         raise InvalidDataError(
             f"No images in {root}; looked for {', '.join(sorted(EXTENSIONS))}, in subfolders too."

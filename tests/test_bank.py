@@ -271,6 +271,11 @@ def test_from_views_encodes_transformed_pixels(model, batch_size):
     assert torch.equal(half, bank.latents.tokens.half()) or batch_size < 64
 
 
+def test_a_dtype_that_is_none_is_told_before_the_work(model):
+    with pytest.raises(InvalidConfigError, match=r"dtype is 'float16'; use torch\.float32"):
+        Bank.from_images(model, ["gone.jpg"], dtype="float16")
+
+
 def test_from_views_takes_one_image_and_clean_sources(model):
     with pytest.raises(InvalidImageError, match="takes one image, not 2"):
         Bank.from_views(model, torch.rand(2, 3, 32, 32), [Action()])

@@ -90,6 +90,31 @@ def test_atomic_write_replaces_the_file_at_the_end(tmp_path):
         assert _names(path.parent) == ["file.txt"]
 
 
+def test_atomic_write_replaces_what_a_link_leads_to(tmp_path):
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "target.txt", tmp_path / "link.txt"
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        write_text(link, text)
+        assert (link.is_symlink(), target.read_text()) == (True, text)
+    assert _names(target.parent) == ["target.txt"]
+
+
+def test_atomic_write_leaves_pipes_and_devices(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(SaveError, match=r"(pipe|null) is a device or a pipe; name a file\.$"):
+            write_text(path, "x")
+        assert not path.is_file()
+
+
+def test_atomic_write_takes_the_longest_names(tmp_path):
+    for name in ("x" * 255, "ü" * 127):
+        write_text(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+    assert len(_names(tmp_path)) == 2
+
+
 @pytest.mark.parametrize(
     ("raised", "seen"), [(KeyError, KeyError), (KeyboardInterrupt, KeyboardInterrupt), (OSError, SaveError)]
 )

@@ -77,6 +77,48 @@ def test_examples_say_how_they_are_called(script, required):
     assert f"the following arguments are required: {required}" in done.stderr
 
 
+def test_retrieve_searches_every_kind_of_image_in_a_folder(photos):
+    folder = photos / "folder"
+    (folder / "sub").mkdir(parents=True)
+    for i, name in enumerate(("a.png", "b.webp", "sub/c.JPG")):
+        Image.open(photos / f"{i}.jpg").save(folder / name)
+    done = _run("retrieve.py", photos / "0.jpg", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = {line.split(maxsplit=1)[1] for line in done.stdout.splitlines()[1:4]}
+    assert found == {str(folder / name) for name in ("a.png", "b.webp", "sub/c.JPG")}
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "named"),
+    [
+        ("retrieve.py", ["0.jpg", "empty"], "empty"),
+        ("retrieve.py", ["0.jpg", "damaged"], "damaged/bad.jpg"),
+        ("explain_edit.py", ["0.jpg", "missing.jpg"], "missing.jpg"),
+        ("restore.py", ["empty", "out", "0.jpg"], "empty"),
+        ("restore.py", ["damaged", "out", "0.jpg"], "damaged/bad.jpg"),
+        ("serve_openvino.py", ["empty/bad.jpg/served", "0.jpg"], "served"),
+        ("classify.py", ["missing", "0.jpg"], "missing"),
+        ("finetune_on_my_photos.py", ["empty", "out"], "empty"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(photos, script, words, named):
+    (photos / "empty").mkdir()
+    (photos / "damaged").mkdir()
+    (photos / "damaged" / "bad.jpg").touch()
+    done = _run(script, *(photos / word for word in words))
+    assert done.returncode == 1
+    assert re.fullmatch(rf"Error: .*{photos / named}.*\n", done.stderr), done.stderr
+
+
+def test_a_photograph_that_cannot_be_restored_is_named(photos, monkeypatch):
+    """In this process, with nothing learned."""
+    (photos / "bad.jpg").touch()
+    monkeypatch.setattr(EditReader, "fit", lambda model, references: len(references))
+    monkeypatch.setattr(sys, "argv", ["restore.py", *map(str, (photos, photos / "out", photos / "bad.jpg"))])
+    with pytest.raises(SystemExit, match=rf"^Error: Cannot read {photos / 'bad.jpg'} as an image"):
+        runpy.run_path(str(EXAMPLES / "restore.py"), run_name="__main__")
+
+
 def test_explain_edit_repeats_the_edit_in_pixels(photos):
     edit = iwm.Action(brightness=0.7, grayscale=True)
     edit.apply(Image.open(photos / "1.jpg")).save(photos / "edited.png")

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import threading
 import warnings
 
@@ -14,7 +15,7 @@ from smooth_pictures import smooth
 
 from iwm.config import PreprocessConfig
 from iwm.device import usable_cpus
-from iwm.errors import InvalidDataError, InvalidImageError
+from iwm.errors import InvalidDataError, InvalidImageError, UnreadableFolderWarning
 from iwm.images import (
     Preprocess,
     batched,
@@ -306,6 +307,40 @@ def test_every_level_survives_the_round_trip():
     torch.testing.assert_close(tensor, levels / 255, atol=1e-7, rtol=0)
     assert np.array_equal(np.array(to_pil(tensor)), array)
     assert np.array_equal(np.array(to_pil(torch.tensor([-0.1, 1.1, 0.5]).view(3, 1, 1)))[0, 0], [0, 255, 128])
+
+
+def test_list_images_follows_links_to_folders_once(tmp_path):
+    for name in ("photos/a.jpg", "photos/z/b.jpg", "elsewhere/c.jpg", "elsewhere/.hidden/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in [
+        ("photos/more", "elsewhere"),
+        ("photos/again", "photos/z"),
+        ("elsewhere/up", "photos"),
+    ]:
+        (tmp_path / link).symlink_to(tmp_path / target)
+    found = [str(path.relative_to(tmp_path)) for path in list_images(tmp_path / "photos")]
+    assert found == ["photos/a.jpg", "photos/more/c.jpg", "photos/z/b.jpg"]
+
+
+def test_list_images_tells_of_folders_that_it_cannot_list(tmp_path, monkeypatch):
+    for name in ("a.jpg", "locked/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.warns(
+        UnreadableFolderWarning, match=r"locked cannot be listed and is left out: Permission denied"
+    ):
+        assert list_images(tmp_path) == [tmp_path / "a.jpg"]
+    with pytest.raises(InvalidDataError, match=r"locked cannot be listed: Permission denied"):
+        list_images(tmp_path / "locked")
 
 
 def test_file_list_hash_is_that_of_the_sorted_names(tmp_path):

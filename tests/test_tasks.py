@@ -292,13 +292,13 @@ def test_a_task_that_is_not_there_is_said_before_weights_are_read(folder):
         ({"topk": 0}, InvalidConfigError, "topk is 0; it must be at least 1"),
         ({"topk": None}, InvalidConfigError, "topk is None; it must be a whole number"),
         ({"batch_size": 0}, InvalidConfigError, "batch_size is 0; it must be at least 1"),
-        ({"images": []}, InvalidImageError, "No images were given"),
-        ({"images": "missing.jpg"}, InvalidImageError, r"No such image file: missing\.jpg"),
+        ({"images_or_latent": []}, InvalidImageError, "No images were given"),
+        ({"images_or_latent": "missing.jpg"}, InvalidImageError, r"No such image file: missing\.jpg"),
     ],
 )
 def test_what_cannot_be_classified(model, photo, arguments, error, words):
     with pytest.raises(error, match=words):
-        model.classify(**({"images": photo, "task": "pets"} | arguments))
+        model.classify(**({"images_or_latent": photo, "task": "pets"} | arguments))
 
 
 def test_latents_of_others_are_refused(model, photo):

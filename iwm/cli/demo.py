@@ -28,7 +28,7 @@ def demo_command(
         "demo.png"
     ),
     bank_size: Annotated[
-        int, typer.Option(min=10, help="Transformed views in each photograph's bank.")
+        int, typer.Option(min=10, max=65_536, help="Transformed views in each photograph's bank.")
     ] = 256,
     model: ModelName = "iwm-tiny",
     device: Device = "cpu",

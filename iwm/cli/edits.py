@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,8 @@ from iwm.cli.options import (
     encode_files,
     find_images,
     load_model,
+    one_line,
+    photographs_of,
     print_json,
     warn,
 )
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _QUALITY = 95
 """Of what is written as JPEG or WebP."""
+_COLOURED = ("RGB", "RGBA", "RGBX", "P", "PA")
 _BLOCKS = (0x8769, 0x8825)
 """Of EXIF data: the camera's, and that of the place."""
 _DESCRIPTIVE = frozenset({
@@ -85,7 +88,7 @@ def restore_command(
 ) -> None:
     """Find out what was done to a photograph, and take back what pixels allow.
 
-    EXIF data is kept. Where nothing is taken back, --out is a copy of the file if it ends alike.
+    EXIF data, colour profile and resolution are kept. Where nothing is taken back, --out is a copy of the file if it ends alike.
     """
     from iwm.edits import in_words
     from iwm.images import EXTENSIONS
@@ -94,26 +97,33 @@ def restore_command(
     from iwm.undoing import undo
 
     check_output(out, [image])
+    check_output(out, photographs_of(references, out))
     if out.suffix.lower() not in EXTENSIONS:
         raise typer.BadParameter(f"{out} is no image file; end it in .jpg or .png.", param_hint="--out")
     picture = open_rgb(image)
     world_model = load_model(model, device, exported=True)
     _, report = undo(world_model, picture, _read_references(references, world_model), seed=seed)
     restored = restore(picture, report.photometry)
-    _write(restored, image, out)
+    left_behind = _write(restored, image, out)
     if as_json:
-        undone = in_words(restored.undone)
-        print_json({"out": str(out), "undone": undone, "lost": list(restored.lost)} | report.to_dict())
+        said = {"undone": in_words(restored.undone), "lost": list(restored.lost), "left_behind": left_behind}
+        print_json({"out": str(out)} | said | report.to_dict())
         return
     console.print(str(report))
     console.print(f"undone in pixels: {in_words(restored.undone)}")
     for line in restored.lost:
         console.print(f"not undone: {line}")
-    console.print(f"Wrote {out}.")
+    for line in left_behind:
+        console.print(f"not kept: {line}")
+    console.print(f"Wrote {one_line(str(out))}.")
 
 
-def _write(restored: Restored[Image.Image], source: Path, out: Path) -> None:
-    """The image with the EXIF data of its source; or the source's own bytes, where nothing was undone."""
+def _write(restored: Restored[Image.Image], source: Path, out: Path) -> list[str]:
+    """The image as its source was stored; or the source's own bytes, where nothing was undone.
+
+    Returns:
+        What the file has not, and its source had.
+    """
     from PIL import Image
 
     from iwm.actions import Photometry
@@ -122,11 +132,42 @@ def _write(restored: Restored[Image.Image], source: Path, out: Path) -> None:
     with atomic_write(out) as temporary:
         if restored.undone == Photometry() and out.suffix.lower() == source.suffix.lower():
             shutil.copyfile(source, temporary)
-            return
+            return []
         kind = Image.registered_extensions()[out.suffix.lower()]
         with Image.open(source) as opened:
             exif = _about_the_photograph(opened, kind)
-        restored.image.save(temporary, format=kind, exif=exif.tobytes(), quality=_QUALITY)
+            stored = _about_the_pixels(opened)
+            left_behind = _left_behind(opened)
+        restored.image.save(temporary, format=kind, exif=exif.tobytes(), quality=_QUALITY, **stored)
+        return left_behind
+
+
+def _about_the_pixels(image: Image.Image) -> dict[str, Any]:
+    """Colour profile and resolution, as options of `PIL.Image.Image.save`."""
+    stored: dict[str, Any] = {}
+    profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
+    if profile and image.mode in _COLOURED:  # One of CMYK or of grey says nothing of RGB.
+        stored["icc_profile"] = profile
+    if isinstance(dpi, tuple) and len(dpi) == 2 and all(0 < float(value) < 65_536 for value in dpi):
+        stored["dpi"] = tuple(float(value) for value in dpi)
+    return stored
+
+
+def _left_behind(image: Image.Image) -> list[str]:
+    """What an RGB image of 8 bits has not."""
+    said = []
+    if image.has_transparency_data:
+        said.append("transparency, which is white now")
+    deep = any(
+        ";16" in str(tile[-1]) for tile in getattr(image, "tile", [])
+    )  # Of colour images the mode does not say it.
+    if deep or image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        said.append("more than 8 bits a channel")
+    if image.info.get("icc_profile") and image.mode not in _COLOURED:
+        said.append(f"the colour profile of {image.mode}")
+    if getattr(image, "n_frames", 1) > 1:
+        said.append("frames after the first")
+    return said
 
 
 def _about_the_photograph(image: Image.Image, kind: str) -> Image.Exif:

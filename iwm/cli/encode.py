@@ -18,6 +18,7 @@ from iwm.cli.options import (
     encode_files,
     find_images,
     load_model,
+    one_line,
     print_json,
 )
 
@@ -39,12 +40,12 @@ def encode_command(
 
     check_output(out)
     check_no_image(out)
-    paths = find_images(images)
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
+    files: dict[Path, Path] = {}
+    for path in find_images(images):
+        if path.resolve() in files and path in images:
             raise InvalidDataError(f"{path} is given twice.")
-        seen.add(path.resolve())
+        files.setdefault(path.resolve(), path)  # A folder may hold links to its own photographs.
+    paths = list(files.values())
     world_model = load_model(model, device, exported=True)
     bank = encode_files(world_model, paths, named=images, batch_size=batch_size)
     if half:
@@ -55,5 +56,7 @@ def encode_command(
         print_json({"out": str(out), "images": len(bank), "tokens": shape, "space": bank.latents.space})
         return
     size = out.stat().st_size / 2**20
-    console.print(f"Wrote {len(bank)} latents of {shape[1]} x {shape[2]} to {out} ({size:.1f} MiB).")
-    console.print(f'Search them: iwm.Bank.load("{out}").search(latent)', style="dim")
+    console.print(
+        f"Wrote {len(bank)} latents of {shape[1]} x {shape[2]} to {one_line(str(out))} ({size:.1f} MiB)."
+    )
+    console.print(f'Search them: iwm.Bank.load("{one_line(str(out))}").search(latent)', style="dim")

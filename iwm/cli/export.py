@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from iwm.cli.options import AsJson, ModelName, console, find_images, print_json
+from iwm.cli.options import AsJson, ModelName, console, find_images, one_line, print_json
 
 if TYPE_CHECKING:
     from iwm.export import Format, Precision
@@ -41,6 +41,6 @@ def export_command(
         print_json({"out": str(out), "format": format, "precision": precision, "bytes": sizes})
         return
     total = sum(sizes.values()) / 2**20
-    console.print(f"Wrote {out} ({total:.1f} MiB).")
+    console.print(f"Wrote {one_line(str(out))} ({total:.1f} MiB).")
     words = "" if format == "torch" else f', backend="{format}"'
     console.print(f'Run it: iwm.load("{out}"{words})', style="dim")

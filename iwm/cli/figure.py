@@ -49,7 +49,8 @@ def retrieval_command(
         str, typer.Option(help="Of random actions: transfer (any view to any), apply or undo.")
     ] = "transfer",
     bank_size: Annotated[
-        int, typer.Option(min=3, help="Views in each photograph's bank, those asked for among them.")
+        int,
+        typer.Option(min=3, max=65_536, help="Views in each photograph's bank, those asked for among them."),
     ] = 256,
     seed: Seed = 0,
     dpi: Dpi = 300,
@@ -94,7 +95,7 @@ def sweep_command(
         float | None, typer.Option("--to", help="Highest value; default the trained range.")
     ] = None,
     steps: Annotated[int, typer.Option(min=2, max=25, help="Values asked for.")] = 7,
-    bank_size: Annotated[int, typer.Option(min=2, help="Values that can be found, about.")] = 256,
+    bank_size: Annotated[int, typer.Option(min=2, max=65_536, help="Values that can be found, about.")] = 256,
     decode: Annotated[bool, typer.Option("--decode", help="Add a row of decoded predictions.")] = False,
     dpi: Dpi = 300,
     model: ModelName = "iwm-tiny",
@@ -147,7 +148,7 @@ def similarity_command(
     undo: Annotated[
         bool, typer.Option("--undo", help="Also show the views undone by the world model.")
     ] = False,
-    views: Annotated[int, typer.Option(min=2, help="Views of each photograph.")] = 16,
+    views: Annotated[int, typer.Option(min=2, max=1024, help="Views of each photograph.")] = 16,
     compare: Annotated[str, typer.Option(help="All tokens in place, or pooled.")] = "tokens",
     seed: Seed = 0,
     dpi: Dpi = 300,
@@ -182,7 +183,7 @@ def invariant_command(
     out: Out,
     images: Photographs = None,
     bank_size: Annotated[
-        int, typer.Option(min=1, help="Actions to average over, whose views are searched.")
+        int, typer.Option(min=1, max=65_536, help="Actions to average over, whose views are searched.")
     ] = 256,
     distribution: Annotated[
         str, typer.Option(help="Of the actions: jitter, as the paper's targets, or full.")

@@ -67,10 +67,14 @@ def index_command(
         check_no_image(report, "--report")
     # Workers of Ray are sent a PyTorch model.
     index, world_model = open_or_create(out, model, device, exported=engine == "local")
-    done = index.update(
-        world_model, photos,
-        prune=prune, engine=engine, workers=workers, batch_size=batch_size, progress=True,
-    )  # fmt: skip
+    try:
+        done = index.update(
+            world_model, photos,
+            prune=prune, engine=engine, workers=workers, batch_size=batch_size, progress=True,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        warn(f"stopped; {out} has {len(index)} photographs. The same command goes on.")
+        raise typer.Exit(130) from None
     if report:
         _write_report(report, done)
     if as_json:

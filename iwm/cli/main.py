@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import sys
 import warnings
 from typing import Annotated, NoReturn
@@ -31,7 +33,7 @@ from iwm.cli import (
     ui,
 )
 from iwm.cli.options import printable, warn
-from iwm.errors import InvalidConfigError, IWMError, UntrainedActionWarning
+from iwm.errors import InvalidConfigError, IWMError, UnreadableFolderWarning, UntrainedActionWarning
 
 app = typer.Typer(
     help="Image World Models: act on photographs in latent space, and retrieve what comes out.",
@@ -145,15 +147,17 @@ app.add_typer(figures, name="figure")
 
 def main() -> None:
     """Run the command line; errors of iwm become one line and exit status 1, its warnings one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A path may hold what a terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _check_words(sys.argv[1:])
         with warnings.catch_warnings():
-            warnings.simplefilter("always", UntrainedActionWarning)
+            ours = (UntrainedActionWarning, UnreadableFolderWarning)
+            for category in ours:
+                warnings.simplefilter("always", category)
             shown = warnings.showwarning
             warnings.showwarning = lambda message, category, *rest: (
-                warn(str(message))
-                if issubclass(category, UntrainedActionWarning)
-                else shown(message, category, *rest)
+                warn(str(message)) if issubclass(category, ours) else shown(message, category, *rest)
             )
             app()
     except IWMError as error:
@@ -163,9 +167,13 @@ def main() -> None:
             raise
         _fail(f"The GPU has not memory enough; take a smaller --batch-size, or --device cpu. ({error})")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            _fail("No space is left where the output goes.")
+        if error.filename is None or isinstance(error, BrokenPipeError):
             raise
-        _fail("No space is left where the output goes.")
+        _fail(f"Cannot use {os.fsdecode(error.filename)}: {error.strerror}.")
+    except KeyboardInterrupt:  # Before a command has begun.
+        sys.exit(130)
 
 
 def _fail(words: str) -> NoReturn:

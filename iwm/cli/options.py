@@ -111,9 +111,11 @@ def check_output(path: Path, inputs: Iterable[str | os.PathLike[str]] = (), opti
         option: where the user named it.
     """
     from iwm.errors import SaveError
+    from iwm.files import check_replaceable
 
     if os.path.isdir(path):
         raise SaveError(f"{path} is a folder; name a file for {option}.")
+    check_replaceable(path)
     if os.path.exists(path) and any(os.path.exists(one) and os.path.samefile(path, one) for one in inputs):
         raise SaveError(f"{path} is one of the images themselves; name another file for {option}.")
     existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
@@ -121,6 +123,19 @@ def check_output(path: Path, inputs: Iterable[str | os.PathLike[str]] = (), opti
         raise SaveError(f"Cannot write {path}: {existing} is a file, not a folder.")
     if not os.access(existing, os.W_OK):
         raise SaveError(f"Cannot write {path}: no permission to write in {existing}.")
+
+
+def photographs_of(place: str, path: Path) -> list[Path]:
+    """What of a library, a folder or a file might be replaced by what is written to `path`."""
+    from iwm.index import Index
+    from iwm.index.store import is_library
+
+    if not path.exists():
+        return []
+    if is_library(place):
+        held = Index.open(place).photos([path, path.resolve()])
+        return [Path(photo.path) for photo in held]
+    return find_images([Path(place)]) if Path(place).exists() else []
 
 
 def check_no_image(path: Path, option: str = "--out") -> None:

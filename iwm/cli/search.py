@@ -20,6 +20,7 @@ from iwm.cli.options import (
     find_images,
     load_model,
     one_line,
+    photographs_of,
     print_json,
 )
 
@@ -83,7 +84,8 @@ def search_command(
     where = Filter(under=under, taken_from=taken_from, taken_before=taken_before, min_side=min_side)
     if sheet:
         check_sheet(sheet)
-        check_output(sheet, _images_of(place, image), "--sheet")
+        check_output(sheet, [image], "--sheet")
+        check_output(sheet, photographs_of(place, sheet), "--sheet")
     records: dict[str, dict[str, Any]] = {}
     if is_library(place):
         hits, images, records = _in_library(place, image, action, k, where, model, device)
@@ -114,13 +116,6 @@ def search_command(
         console.print(f"{rank:>3}  {hit['distance']:8.2f}  {one_line(str(hit['path']))}")
     if sheet:
         console.print(f"Wrote {one_line(str(sheet))}.")
-
-
-def _images_of(place: str, image: Path) -> list[Path]:
-    """What a search reads; of a library's photographs, the one that is asked for."""
-    from iwm.index.store import is_library
-
-    return [image] if is_library(place) or not Path(place).is_dir() else [image, *find_images([Path(place)])]
 
 
 def _in_library(

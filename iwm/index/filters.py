@@ -44,9 +44,9 @@ class Filter:
                 )
         for name in ("min_side", "min_bytes", "max_bytes"):
             size = getattr(self, name)
-            if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
+            if size is not None and (isinstance(size, bool) or not hasattr(size, "__index__") or size < 0):
                 raise InvalidConfigError(f"{name} is {size!r}; it must be a whole number of at least 0.")
-            if size is not None and size >= 2**63:
+            if size is not None and int(size) >= 2**63:
                 raise InvalidConfigError(f"{name} is {size}; no file or photograph is so large.")
 
     def sql(self) -> str | None:
@@ -72,13 +72,18 @@ def library_path(path: str | os.PathLike[str]) -> str:
     """A file or folder as libraries call it: addresses as they are, but for a last "/", anything else absolute.
 
     Raises:
-        InvalidDataError: no path, or an empty one.
+        InvalidDataError: no path, an empty one, or one that is not UTF-8.
 
     >>> library_path("s3://bucket/a.jpg")
     's3://bucket/a.jpg'
     """
-    if not isinstance(path, str | os.PathLike) or not (words := os.fspath(path)):
+    words = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(words, str) or not words:
         raise InvalidDataError(f"{quoted(repr(path))} is no path; libraries hold files, by their paths.")
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidDataError(f"{words!r} is not valid UTF-8; libraries hold no such names.") from error
     if not is_address(words):
         return os.path.abspath(words)
     scheme, _, rest = words.partition("://")

@@ -342,7 +342,7 @@ def _paths(ids: Ids) -> list[str]:
 
 def _listed(paths: Any) -> list[Any]:
     """One path or several, as a list; `library_path` says what of it is no path."""
-    one = isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable)
+    one = isinstance(paths, str | bytes | os.PathLike) or not isinstance(paths, Iterable)
     return [paths] if one else list(paths)
 
 

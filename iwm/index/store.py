@@ -126,6 +126,10 @@ class Store:
         try:
             table = database.create_table(TABLE, schema=schema(about))
         except (OSError, RuntimeError, ValueError) as error:
+            if "already exists" in str(error):
+                raise LibraryError(
+                    f"Another process has just made {name}; the same command adds to it."
+                ) from error
             raise SaveError(f"Cannot make a library at {name}: {first_line(error)}") from error
         return cls(name, table, about)
 

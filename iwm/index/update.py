@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -92,7 +93,7 @@ def _jobs(
             else:
                 yield item, state == "touched"
 
-    stream = pending()
+    stream, size = pending(), min(size, sys.maxsize)
     while batch := list(itertools.islice(stream, size)):
         touched = [found.path for found, is_touched in batch if is_touched]
         with _reading(store):

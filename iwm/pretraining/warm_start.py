@@ -22,6 +22,7 @@ from iwm.config import EncoderConfig, WorldModelConfig
 from iwm.encoder import Encoder
 from iwm.errors import IncompatibleWeightsError, UnknownModelError, WeightsUnavailableError, nearest
 
+_NOT_PLAIN = "It is not a plain ViT, as those of AugReg, DeiT, DINO, DINOv2, MAE and SigLIP are."
 _LEFT_BEHIND = re.compile(
     r"(cls_token|reg_token|dist_token|norm|fc_norm|head|head_drop|attn_pool)(\..*)?|head.*"
 )
@@ -82,7 +83,7 @@ class Donor:
             if self.heads and self.heads != encoder.config.heads:
                 problems.append(f"it has {self.heads} attention heads, expected {encoder.config.heads}")
         if problems:
-            advice = "It is not a plain ViT." if foreign else self._advice(encoder.config)
+            advice = _NOT_PLAIN if foreign else self._advice(encoder.config)
             raise IncompatibleWeightsError(
                 f"{self.source} does not fit the encoder: {'; '.join(problems[:4])}"
                 f"{', ...' if len(problems) > 4 else ''}. {advice}"
@@ -111,7 +112,7 @@ class Donor:
         if self.heads or width != config.width:
             sizes["heads"] = self.heads or max(width // 64, 1)
         words = [f"--model.encoder.{k} {v}" for k, v in sizes.items() if getattr(config, k) != v]
-        return f"Its sizes: {' '.join(words)}" if words else "It is not a plain ViT."
+        return f"Its sizes: {' '.join(words)}" if words else _NOT_PLAIN
 
 
 def _other_parts(

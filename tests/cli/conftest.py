@@ -47,7 +47,6 @@ class Outcome:
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`command("list", "--json")` runs `iwm list --json` in this process."""
-    precision = torch.get_float32_matmul_precision()
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
@@ -60,8 +59,7 @@ def command(monkeypatch, capsys):
             code = stop.code or 0
         return Outcome(code, *capsys.readouterr())
 
-    yield run
-    torch.set_float32_matmul_precision(precision)
+    return run
 
 
 @pytest.fixture(scope="session")

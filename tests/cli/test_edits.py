@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 import iwm
 from iwm.actions import CLEAN, Action, Photometry
@@ -160,6 +160,33 @@ def test_restore_keeps_what_the_file_says_of_itself(
     assert f"{source} is one of the images themselves; name another file" in command(*words, source).error
     assert source.read_bytes() == content
     assert sorted(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.usefixtures("gray_report")
+def test_restore_keeps_profile_and_resolution_and_says_what_it_cannot_keep(
+    command, edited, references, tmp_path, symmetric_folder
+):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.open(edited).convert("RGB")
+    image.save(tmp_path / "profile.jpg", icc_profile=profile, dpi=(300, 300))
+    image.putalpha(128)
+    image.save(tmp_path / "clear.png")
+    deep = np.asarray(image.convert("L"), dtype=np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    image.convert("CMYK").save(tmp_path / "ink.jpg", icc_profile=profile)
+    left_behind = {
+        "profile.jpg": [], "clear.png": ["transparency, which is white now"],
+        "deep.png": ["more than 8 bits a channel"], "ink.jpg": ["the colour profile of CMYK"],
+    }  # fmt: skip
+    words = ("--references", references, "--model", symmetric_folder, "--out", tmp_path / "out.png")
+    for name, said in left_behind.items():
+        assert command("restore", tmp_path / name, *words, "--json").json["left_behind"] == said
+        shown = command("restore", tmp_path / name, *words).words
+        assert all(f"not kept: {one}" in shown for one in said)
+        with Image.open(tmp_path / "out.png") as restored:
+            own = name == "profile.jpg"
+            assert restored.info.get("icc_profile") == (profile if own else None)
+            assert [round(value) for value in restored.info.get("dpi", ())] == ([300, 300] if own else [])
 
 
 @pytest.mark.usefixtures("gray_report")

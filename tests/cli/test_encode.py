@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,24 @@ def test_an_output_below_a_file_is_refused_before_the_work(command, photos, no_m
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("photo.jpg")
     assert "photo.jpg is a file, not a folder" in command("encode", photos, "--out", "photo.jpg/x").error
+
+
+def test_a_folder_may_hold_links_to_its_own_photographs(command, files, model_folder, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    shutil.copy(files[0], folder / "a.jpg")
+    (folder / "b.jpg").symlink_to("a.jpg")
+    words = ("encode", folder, "--out", tmp_path / "x.safetensors", "--model", model_folder, "--json")
+    assert command(*words).json["images"] == 1
+
+
+def test_names_that_the_terminal_cannot_show(environment, files, model_folder, tmp_path):
+    words = ("encode", str(files[0]), "--out", "\u2603.safetensors", "--model", str(model_folder))
+    narrow = environment | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(
+        [sys.executable, "-m", "iwm", *words], env=narrow, cwd=tmp_path, capture_output=True, check=True
+    )
+    assert rb"to \u2603.safetensors (" in done.stdout
 
 
 def test_the_same_photograph_by_two_names_is_found_out(command, files, no_model, tmp_path):

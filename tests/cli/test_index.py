@@ -140,6 +140,18 @@ def test_filters(command, photos, files, library, model_folder):
     assert "'2024' does not match the formats '%Y-%m-%d'" in command(*words, "--taken-from", "2024").words
 
 
+def test_a_stop_says_what_is_kept_and_what_to_type(command, monkeypatch, photos, model_folder, tmp_path):
+    out = tmp_path / "a.lance"
+
+    def stopped(index, *words, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("iwm.index.Index.update", stopped)
+    shown = command("index", photos, "--out", out, "--model", model_folder)
+    assert (shown.code, shown.out) == (130, "")
+    assert shown.err == f"Warning: stopped; {out} has 0 photographs. The same command goes on.\n"
+
+
 def test_an_empty_library_is_not_searched(command, files, model_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     library = tmp_path / "l.lance"

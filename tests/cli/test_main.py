@@ -169,6 +169,15 @@ def test_a_gpu_without_memory_is_said_in_words(command, monkeypatch):
     assert "take a smaller --batch-size, or --device cpu. (CUDA out of memory" in shown.error
 
 
+def test_a_place_that_may_not_be_entered_is_said_in_words(command, monkeypatch):
+    def load(*words, **options):
+        raise PermissionError(13, "Permission denied", "private/photo.jpg")
+
+    monkeypatch.setattr("iwm.cli.encode.find_images", load)
+    shown = command("encode", "private/photo.jpg", "--out", "a.safetensors")
+    assert shown.error == "Error: Cannot use private/photo.jpg: Permission denied.\n"
+
+
 def test_an_empty_field_of_a_recipe_is_a_value(command):
     for words in (["--augment.rand_augment", ""], ["--augment.rand_augment="]):
         assert (

@@ -46,6 +46,32 @@ def test_a_picture_does_not_replace_what_is_read(command, files, mine, tmp_path,
 @pytest.mark.parametrize(
     "words",
     [
+        ["restore", "OTHER", "--references", "FOLDER", "--out", "PHOTO"],
+        ["restore", "OTHER", "--references", "LIBRARY", "--out", "PHOTO"],
+        ["search", "LIBRARY", "--image", "OTHER", "--sheet", "PHOTO"],
+        ["search", "LIBRARY", "--image", "OTHER", "--sheet", "LINK"],
+    ],
+)
+def test_a_picture_does_not_replace_references_or_what_a_library_holds(
+    command, monkeypatch, files, mine, tmp_path, words, model_folder
+):
+    photo = next(mine.rglob("*.jpg"))
+    (tmp_path / "link.jpg").symlink_to(photo)
+    places = {
+        "PHOTO": photo, "FOLDER": mine, "OTHER": files[0], "LIBRARY": tmp_path / "library.lance",
+        "LINK": tmp_path / "link.jpg",
+    }  # fmt: skip
+    assert command("index", mine, "--out", places["LIBRARY"], "--model", model_folder).code == 0
+    before = photo.read_bytes()
+    monkeypatch.chdir(mine)
+    shown = command(*(places.get(word, word) for word in words))
+    assert shown.error.startswith(f"Error: {places[words[-1]]} is one of the images themselves; name another")
+    assert photo.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         ["encode", "FOLDER", "--out", "PHOTO"],
         ["index", "FOLDER", "--out", "LIBRARY", "--report", "PHOTO"],
         ["eval", "probe", "--train", "FOLDER", "--val", "FOLDER", "--answers", "PHOTO"],

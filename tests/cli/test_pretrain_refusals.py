@@ -30,7 +30,7 @@ def encoder(tmp_path):
 REFUSALS = {
     "size": (
         ["--model.encoder.image_size", 30],
-        r"encoder\.image_size 30 is not divisible by patch_size 8; use 24\.",
+        r"encoder\.image_size 30 is not divisible by patch_size 8; use 24, for preprocess\.size too\.",
     ),
     "input": (
         ["--model.preprocess.size", 30],

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 
 from iwm.errors import InvalidConfigError, InvalidDataError
@@ -25,6 +26,13 @@ def test_folders_are_made_absolute_and_addresses_left(tmp_path, monkeypatch):
     assert Filter(under="2024/").sql() == f"starts_with(path, {quote(str(tmp_path / '2024'))[:-1]}/')"
     assert Filter(under="s3://b/2024/").sql() == "starts_with(path, 's3://b/2024/')"
     assert library_path(tmp_path / "x" / ".." / "y.jpg") == str(tmp_path / "y.jpg")
+
+
+def test_sizes_of_numpy_and_names_that_are_no_text():
+    assert Filter(min_side=np.int64(3)).sql() == "least(width, height) >= 3"
+    for path in ("\udcff", "/photos/\udcff.jpg", "s3://bucket/\udcff"):
+        with pytest.raises(InvalidDataError, match="is not valid UTF-8; libraries hold no such names"):
+            library_path(path)
 
 
 @pytest.mark.parametrize("path", ["", None, 3, b"/a"])

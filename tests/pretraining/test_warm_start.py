@@ -234,7 +234,8 @@ def test_a_vit_with_other_parts_is_not_said_to_have_other_sizes(save):
     with pytest.raises(IncompatibleWeightsError) as caught:
         _adopted(donor, _config())
     assert str(caught.value) == (
-        "timm:other does not fit the encoder: blocks.0.attn.qkv.bias is missing. It is not a plain ViT."
+        "timm:other does not fit the encoder: blocks.0.attn.qkv.bias is missing. "
+        "It is not a plain ViT, as those of AugReg, DeiT, DINO, DINOv2, MAE and SigLIP are."
     )
 
 
