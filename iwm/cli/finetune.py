@@ -97,9 +97,11 @@ def finetune_command(
     """
     from iwm.config import TaskKind
     from iwm.fields import require_choice
+    from iwm.finding import find_model
     from iwm.finetuning.config import Tune
     from iwm.finetuning.recipes import find_recipe
     from iwm.finetuning.run import Finetuning, finetune, finetune_alone
+    from iwm.model_folder import CONFIG_FILE, read_config
 
     require_choice("task", task, TaskKind)
     if tune is not None:
@@ -114,7 +116,8 @@ def finetune_command(
         )
     if task != "segmentation" and (labels or ignore):
         raise InvalidConfigError("--labels and --ignore are about masks; add --task segmentation.")
-    _typed(context)  # Wrong words are told before any image is looked at.
+    _typed(context)  # Wrong words are told before any image is looked at, and a model that is not there.
+    read_config(find_model(model, [CONFIG_FILE]).folder)
     tasks = _read(data, val or [], task, images or 0, labels, ignore or [], skip_unreadable)
     chosen, config = configured(context, len(tasks), sum(len(t.train) for t in tasks))
     if cache is not None and not config.cache_views:
@@ -130,7 +133,7 @@ def finetune_command(
     plan = Finetuning(
         model=model, tasks=tasks, out=out, cache=cache, command=command, license=terms or "unspecified"
     )
-    if not as_json:
+    if not as_json and is_main():
         described = ", ".join(f"{t.name} ({len(t.train)} images, {len(t.labels)} classes)" for t in tasks)
         console.print(f"Recipe {chosen} on {described}", style="dim")
     result = finetune(config, plan, resume=resume)

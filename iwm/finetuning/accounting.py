@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from iwm.adapter import Adapter
@@ -20,7 +21,8 @@ class Cost:
 
     Attributes:
         trained: parameters that were finetuned.
-        parameters: all that are used: of the encoder, of the predictor that is read, of the head.
+        parameters: all that the outputs are computed from: of the encoder, of the predictor that is read, of
+            the heads. A mask token that takes no place, or layers after those that a head reads, are not among them.
         encoder_flops: of one image of the training size through the encoder, which all tasks share.
         task_flops: of what comes after it, for one task.
     """
@@ -64,6 +66,7 @@ def cost(config: WorldModelConfig, adapter_name: str, trained: int, predictions:
         adapter = Adapter(described, config).to("meta").eval()
         size = config.preprocess.size
         images = torch.zeros(1, 3, size, size, device="meta")
+        action = torch.zeros(1, VECTOR_SIZE[config.actions.encoding], device="meta")
     task = next(iter(described.tasks))
     grid = model.encoder.grid_of(images)
     with torch.no_grad():
@@ -71,16 +74,27 @@ def cost(config: WorldModelConfig, adapter_name: str, trained: int, predictions:
             source = adapter.encode(model.encoder, images, task)
         with FlopCounterMode(display=False) as solving:
             adapter(model, source, grid, task)
-        action = torch.zeros(1, VECTOR_SIZE[config.actions.encoding], device="meta")
         with FlopCounterMode(display=False) as predicting:
             if predictions:
                 model.predictor(source, action, grid)
-    encoder, predictor = config.counts
-    reads_models = described.reads == "predictor" and described.predictor is None
-    shared = predictor if reads_models or predictions else 0
     return Cost(
         trained=trained,
-        parameters=encoder + shared + config.adapter_parameters(adapter_name),
+        parameters=_in_use(model, adapter, images, action if predictions else None),
         encoder_flops=encoding.get_total_flops(),
         task_flops=solving.get_total_flops() + predictions * predicting.get_total_flops(),
     )
+
+
+def _in_use(model: WorldModel, adapter: Adapter, images: Tensor, action: Tensor | None) -> int:
+    """Parameters that a gradient of the outputs of all tasks reaches; with an action, those of predictions too."""
+    grid = model.encoder.grid_of(images)
+    with torch.enable_grad():
+        outputs = []
+        for task in adapter.config.tasks:
+            source = adapter.encode(model.encoder, images, task)
+            if action is not None:
+                source = model.predictor(source, action, grid)
+            outputs.append(adapter(model, source, grid, task).sum())
+        parameters = [*model.parameters(), *adapter.parameters()]
+        reached = torch.autograd.grad(torch.stack(outputs).sum(), parameters, allow_unused=True)
+    return sum(p.numel() for p, gradient in zip(parameters, reached, strict=True) if gradient is not None)

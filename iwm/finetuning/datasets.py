@@ -27,7 +27,7 @@ from iwm.finetuning.config import FinetuneConfig
 from iwm.finetuning.folders import Split, TaskData
 from iwm.images import Preprocess, to_pil
 from iwm.opening import open_rgb
-from iwm.training.data import Batches, StepSampler, as_bytes, cropped_image
+from iwm.training.data import Batches, StepSampler, as_bytes, cropped_image, read_ahead
 from iwm.training.distributed import World
 from iwm.training.signals import outlive_first_signal
 from iwm.training.workers import batches_of
@@ -209,12 +209,12 @@ class TaskSource:
         Raises:
             InvalidDataError: an image, or a mask, cannot be read any more.
         """
-        workers = self.config.data.workers
+        workers, ahead = read_ahead(self.config.data.workers, self.config.batch_size // world.size)
         loader = DataLoader(
             self.dataset,
             batch_sampler=SplitSampler(self.lengths, self.config, first_step, world.rank, world.size),
             num_workers=workers,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=ahead,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=outlive_first_signal,
         )
@@ -226,12 +226,17 @@ class TaskSource:
 
 
 def check_shares(config: FinetuneConfig, tasks: int, processes: int) -> None:
-    """Raise `InvalidConfigError` where a batch cannot be split evenly between the tasks."""
+    """Raise `InvalidConfigError` where a batch cannot be split evenly between tasks, processes and pieces."""
     multiple = tasks * processes * config.accumulate
     if config.batch_size % multiple:
+        parts = (
+            (tasks, f"between {tasks} tasks"),
+            (processes, f"over {processes} processes"),
+            (config.accumulate, f"into {config.accumulate} pieces"),
+        )
+        said = ", ".join(words for count, words in parts if count > 1)
         raise InvalidConfigError(
-            f"batch_size {config.batch_size} cannot be split evenly between {tasks} tasks ({processes} "
-            f"processes, {config.accumulate} pieces each); use a multiple of {multiple}."
+            f"batch_size {config.batch_size} cannot be split evenly {said}; use a multiple of {multiple}."
         )
     if config.augment.mixes and config.batch_size // multiple % 2:
         raise InvalidConfigError(

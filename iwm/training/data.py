@@ -36,6 +36,9 @@ _ORDER_STREAM = 6
 _NAMED = 10
 """Small images that are named."""
 
+READ_AHEAD = 2**15
+"""Images that a process's workers have ready or in hand at most, where a batch is no larger: 5 GB at 224 px."""
+
 log = logging.getLogger(__name__)
 
 
@@ -300,6 +303,26 @@ class StepSampler(Sampler[list[SampleKey]]):
             yield batch
 
 
+def read_ahead(workers: int, rows: int) -> tuple[int, int | None]:
+    """How far a loader reads ahead: four batches a worker, as long as these are `READ_AHEAD` images at most.
+
+    A worker holds one whole batch at least, so of large ones fewer are read at a time.
+
+    Args:
+        workers: that were asked for.
+        rows: images of a batch, of this process.
+
+    Returns:
+        Workers to start, and the batches that each prepares; None without workers.
+
+    >>> read_ahead(8, 1024), read_ahead(8, 4096), read_ahead(8, 16_384)
+    ((8, 4), (8, 1), (2, 1))
+    """
+    batches = max(READ_AHEAD // rows, 1)
+    started = min(workers, batches)
+    return started, min(batches // started, 4) if started else None
+
+
 def make_loader(
     paths: Sequence[Path], size: int, config: RunConfig, first_step: int = 0, world: World | None = None
 ) -> DataLoader[Sample]:
@@ -309,12 +332,13 @@ def make_loader(
     """
     dataset = CropDataset(paths, size, config)
     rank, processes = (world.rank, world.size) if world else (0, 1)
+    workers, batches = read_ahead(config.data.workers, config.batch_size // processes)
     return DataLoader(
         dataset,
         batch_sampler=StepSampler(len(paths), config, first_step, rank, processes),
         collate_fn=_collate,
-        num_workers=config.data.workers,
-        prefetch_factor=4 if config.data.workers else None,
+        num_workers=workers,
+        prefetch_factor=batches,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=outlive_first_signal,
     )

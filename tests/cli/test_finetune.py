@@ -236,6 +236,30 @@ def test_a_probe_says_whether_it_has_a_batch_norm(finetuned, command, model_fold
     assert "encoder finetuned, linear head without batch norm" in outcome.words
 
 
+def test_a_model_that_is_not_there_is_said_before_the_data_is_read(command, labelled, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("iwm.finetuning.folders.read_task", lambda *a, **k: read.append(a))
+    words = ("--data", labelled, "--out", tmp_path / "run")
+    assert (
+        'No model, folder or repository is called "nope"'
+        in command("finetune", "--model", "nope", *words).error
+    )
+    untrained = command("finetune", "--model", "iwm-equi-18-384", *words).error
+    assert 'Nobody has published weights for "iwm-equi-18-384" yet' in untrained
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in command("finetune", "--model", tmp_path / "empty", *words).error
+    assert read == []
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
+def test_of_several_processes_the_first_says_the_recipe(finetuned, monkeypatch, rank, times):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("iwm.finetuning.run.finetune", lambda *a, **k: None)
+    outcome, _ = finetuned()
+    assert outcome.words.count("Recipe predictor-small") == times
+
+
 def _other(labelled, folder):
     shutil.copytree(labelled, folder)
     return folder

@@ -12,6 +12,7 @@ from PIL import Image
 from iwm.config import PreprocessConfig
 from iwm.errors import InvalidConfigError, InvalidDataError
 from iwm.evaluation.labelled import IGNORED
+from iwm.finetuning import datasets
 from iwm.finetuning.cache import cached_latents
 from iwm.finetuning.config import AugmentConfig
 from iwm.finetuning.datasets import (
@@ -61,6 +62,24 @@ def test_rand_augment_replays_in_worker_processes(colours, make_config):
     assert len(one) == 4
     for a, b in zip(one, two, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "expected"),
+    [(64, 1, (8, 4)), (1024, 1, (8, 4)), (16_384, 1, (2, 1)), (16_384, 8, (8, 2))],
+)
+def test_large_batches_are_read_less_far_ahead(make_config, monkeypatch, batch_size, processes, expected):
+    asked = {}
+
+    def loader(_, **options):
+        asked.update(options)
+        return []
+
+    monkeypatch.setattr(datasets, "DataLoader", loader)
+    monkeypatch.setattr(datasets, "batches_of", iter)
+    config = make_config(batch_size=batch_size, data=DataConfig(workers=8))
+    assert list(TaskSource([], [5], config, "").batches(0, World(torch.device("cpu"), 0, processes))) == []
+    assert (asked["num_workers"], asked["prefetch_factor"]) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -136,8 +155,16 @@ def test_every_share_of_a_batch_is_split_evenly(make_config, processes):
 
 def test_batches_that_cannot_be_split_are_refused(make_config):
     check_shares(make_config(batch_size=12, accumulate=2), 3, 2)
-    with pytest.raises(InvalidConfigError, match=r"evenly between 3 tasks .* use a multiple of 6"):
-        check_shares(make_config(batch_size=8), 3, 2)
+    for tasks, processes, accumulate, said in (
+        (3, 1, 1, "between 3 tasks; use a multiple of 3."),
+        (1, 3, 1, "over 3 processes; use a multiple of 3."),
+        (1, 1, 3, "into 3 pieces; use a multiple of 3."),
+        (3, 2, 1, "between 3 tasks, over 2 processes; use a multiple of 6."),
+        (3, 2, 2, "between 3 tasks, over 2 processes, into 2 pieces; use a multiple of 12."),
+    ):
+        with pytest.raises(InvalidConfigError) as caught:
+            check_shares(make_config(batch_size=8, accumulate=accumulate), tasks, processes)
+        assert str(caught.value) == f"batch_size 8 cannot be split evenly {said}"
     with pytest.raises(InvalidConfigError, match=r"in pairs within a task; .* a multiple of 4"):
         check_shares(make_config(batch_size=6, augment=AugmentConfig(mixup=1.0)), 2, 1)
     with pytest.raises(InvalidConfigError, match="use batch_size 6 at least"):

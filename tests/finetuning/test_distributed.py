@@ -30,7 +30,7 @@ def test_two_processes_are_one(base, colours, make_config, tmp_path):
     ]  # fmt: skip
     child = run_ranks(2, "-m", "iwm.finetuning", *words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert child.returncode == 0, child.stderr
-    assert child.stdout.count("Use it:") == 1
+    assert [child.stdout.count(words) for words in ("Recipe ", "Use it:")] == [1, 1]
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")

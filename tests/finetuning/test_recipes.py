@@ -1,5 +1,6 @@
 """The paper's hyperparameters, and which recipe goes with what is asked for."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,19 @@ def test_segmentation_and_multitask_are_the_papers():
         several = find_recipe(name)
         epochs = several.steps * several.batch_size / 1_281_167
         assert (epochs, several.optim.warmup * epochs) == pytest.approx((50, 5), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_its_command_its_cost_and_the_score_to_expect(name):
+    said = RECIPES[name].__doc__ or ""
+    options = re.search(r"^    Command: `iwm finetune (.+)`\.$", said, re.MULTILINE)
+    assert options, said
+    words = options[1].split()
+    assert words[words.index("--recipe") + 1] == name
+    assert ("--task" in words) == (find_recipe(name).task == "segmentation")
+    assert (words.count("--data") > 1) == name.startswith("multitask")
+    for word in ("Cost", "Score"):
+        assert re.search(rf"^    {word}: .+\.$", said.split("Command: ")[1], re.MULTILINE | re.DOTALL), word
 
 
 def test_every_protocol_has_a_small_twin():

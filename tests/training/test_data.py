@@ -16,13 +16,16 @@ from iwm.errors import InvalidDataError, InvalidImageError
 from iwm.training import data as data_module
 from iwm.training.config import DataConfig, RunConfig
 from iwm.training.data import (
+    READ_AHEAD,
     CropDataset,
     FolderSource,
     PathArray,
     StepSampler,
     check_readable,
     cropped,
+    make_loader,
     random_crop,
+    read_ahead,
 )
 from iwm.training.distributed import World
 
@@ -283,6 +286,46 @@ def test_workers_change_nothing(paths):
         assert keys == list(StepSampler(5, _config()))[step]
         dataset = CropDataset(paths, 16, _config())
         assert all(torch.equal(crop, dataset[key][0]) for crop, key in zip(crops, keys, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("workers", "rows", "expected"),
+    [
+        (1, 16, (1, 4)),
+        (8, 1024, (8, 4)),
+        (8, 1025, (8, 3)),
+        (12, 2048, (12, 1)),
+        (8, 16_384, (2, 1)),
+        (1, 16_384, (1, 2)),
+        (8, 100_000, (1, 1)),
+        (0, 16_384, (0, None)),
+    ],
+)
+def test_so_many_images_are_read_ahead_at_most(workers, rows, expected):
+    assert read_ahead(workers, rows) == expected
+    started, batches = expected
+    assert started * (batches or 0) * rows <= max(READ_AHEAD, rows)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_loader_reads_ahead_by_the_share_of_its_process(paths):
+    config = _config(batch_size=16_384, data=DataConfig(workers=8))
+    for processes, expected in ((1, (2, 1)), (4, (8, 1)), (16, (8, 4))):
+        loader = make_loader(paths, 16, config, world=World(torch.device("cpu"), 0, processes))
+        assert (loader.num_workers, loader.prefetch_factor) == expected
+    small = make_loader(paths, 16, _config(data=DataConfig(workers=3)))
+    assert (small.num_workers, small.prefetch_factor) == (3, 4)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # A machine with one core.
+def test_reading_less_ahead_changes_nothing(paths, monkeypatch):
+    config = _config(data=DataConfig(workers=2))
+    far = list(FolderSource(paths, 16, config).batches(0, CPU))
+    monkeypatch.setattr(data_module, "READ_AHEAD", 4)
+    assert make_loader(paths, 16, config).num_workers == 1
+    near = list(FolderSource(paths, 16, config).batches(0, CPU))
+    for one, other in zip(far, near, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_readability_is_checked_before_any_worker_starts(tmp_path, caplog):
