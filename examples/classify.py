@@ -6,6 +6,7 @@ many tasks there are; the three likeliest labels of each task are printed.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import iwm
@@ -31,4 +32,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except iwm.errors.IWMError as error:
+        sys.exit(f"Error: {error}")

@@ -6,6 +6,7 @@ to the first photograph, is from the second one.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import iwm
@@ -28,4 +29,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except iwm.errors.IWMError as error:
+        sys.exit(f"Error: {error}")

@@ -6,6 +6,7 @@ model folder for iwm.load and for examples/classify.py. Started again, a run tha
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import iwm
@@ -37,4 +38,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except iwm.errors.IWMError as error:
+        sys.exit(f"Error: {error}")

@@ -6,13 +6,13 @@ read once; every photo is then restored in pixels as far as that is possible, an
 """
 
 import argparse
+import sys
 from pathlib import Path
-
-from PIL import Image, ImageOps
 
 import iwm
 from iwm.edits import in_words
 from iwm.images import list_images
+from iwm.opening import open_rgb
 from iwm.restoring import restore
 from iwm.undoing import EditReader
 
@@ -29,7 +29,7 @@ def main() -> None:
     reader = EditReader.fit(model, files[:: -(-len(files) // 256)])
     options.out.mkdir(parents=True, exist_ok=True)
     for path in options.photos:
-        photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        photo = open_rgb(path)
         _, report = model.undo(photo, reader)
         restored = restore(photo, report.photometry)
         restored.image.save(options.out / path.name)
@@ -40,4 +40,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except iwm.errors.IWMError as error:
+        sys.exit(f"Error: {error}")

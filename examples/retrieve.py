@@ -5,9 +5,11 @@ It prints, for three actions, the nearest photographs of the folder to the trans
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import iwm
+from iwm.images import list_images
 
 ACTIONS = {
     "darker": iwm.Action(brightness=0.6),
@@ -19,12 +21,12 @@ ACTIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("photo", type=Path, help="the photograph to start from")
-    parser.add_argument("folder", type=Path, help="JPEG files to search")
+    parser.add_argument("folder", type=Path, help="photographs to search, subfolders too")
     options = parser.parse_args()
 
     model = iwm.load()
     latent = model.encode(options.photo)
-    bank = iwm.Bank.from_images(model, sorted(options.folder.glob("*.jpg")))
+    bank = iwm.Bank.from_images(model, list_images(options.folder))
     for words, action in ACTIONS.items():
         hits = bank.search(model.apply_action(latent, action), k=3)
         print(f"{options.photo.name} {words}:")
@@ -33,4 +35,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except iwm.errors.IWMError as error:
+        sys.exit(f"Error: {error}")

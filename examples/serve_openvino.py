@@ -6,6 +6,7 @@ agree and what an encoding takes. Needs pip install "iwm[openvino]".
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -43,4 +44,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except iwm.errors.IWMError as error:
+        sys.exit(f"Error: {error}")

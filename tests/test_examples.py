@@ -22,6 +22,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 pytestmark = pytest.mark.skipif(
     not EXAMPLES.is_dir() or not find_entry("iwm-tiny").folder.is_dir(), reason="needs a source folder"
 )
+needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
 
 
 def _run(script, *words):
@@ -96,7 +97,7 @@ def test_retrieve_searches_every_kind_of_image_in_a_folder(photos):
         ("explain_edit.py", ["0.jpg", "missing.jpg"], "missing.jpg"),
         ("restore.py", ["empty", "out", "0.jpg"], "empty"),
         ("restore.py", ["damaged", "out", "0.jpg"], "damaged/bad.jpg"),
-        ("serve_openvino.py", ["empty/bad.jpg/served", "0.jpg"], "served"),
+        pytest.param("serve_openvino.py", ["damaged", "0.jpg"], "damaged/export.json", marks=needs_openvino),
         ("classify.py", ["missing", "0.jpg"], "missing"),
         ("finetune_on_my_photos.py", ["empty", "out"], "empty"),
     ],
@@ -104,7 +105,8 @@ def test_retrieve_searches_every_kind_of_image_in_a_folder(photos):
 def test_what_cannot_be_used_is_one_line(photos, script, words, named):
     (photos / "empty").mkdir()
     (photos / "damaged").mkdir()
-    (photos / "damaged" / "bad.jpg").touch()
+    for name in ("bad.jpg", "export.json"):
+        (photos / "damaged" / name).touch()
     done = _run(script, *(photos / word for word in words))
     assert done.returncode == 1
     assert re.fullmatch(rf"Error: .*{photos / named}.*\n", done.stderr), done.stderr
@@ -172,7 +174,7 @@ def test_restore_learns_from_references(photos, tmp_path):
     assert "\ngray.jpg: " in done.stdout
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+@needs_openvino
 def test_serving_agrees_with_pytorch(photos, tmp_path):
     done = _run("serve_openvino.py", tmp_path / "served", photos / "1.jpg")
     assert done.returncode == 0, done.stderr

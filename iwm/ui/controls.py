@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from typing import Any
 
 import gradio as gr
+from gradio.component_meta import ComponentMeta
 
 from iwm.ui.sliders import Slider
+
+
+class _WithoutStub(ComponentMeta):  # type: ignore[misc]
+    """Gradio's own metaclass writes a `.pyi` file beside every module that defines a component."""
+
+    def __new__(cls, *words: Any) -> Any:
+        return ABCMeta.__new__(cls, *words)
+
+
+class _Typed(gr.Slider, metaclass=_WithoutStub):  # type: ignore[misc]
+    """A slider whose number field may be empty, or beyond an end, while somebody types into it."""
+
+    is_template = True  # Drawn as what it derives from.
+
+    def preprocess(self, payload: float | None) -> float | None:
+        """What the field means: None where it is empty, the nearer end where it is beyond."""
+        return None if payload is None else super().preprocess(min(max(payload, self.minimum), self.maximum))
 
 
 def controls(rows: tuple[Slider, ...], prefix: str) -> list[gr.components.Component]:
@@ -22,7 +41,7 @@ def _control(slider: Slider, elem_id: str) -> gr.components.Component:
         )
     # Gradio refuses a slider of no length.
     high = slider.high if slider.trained else slider.low + 1
-    return gr.Slider(
+    return _Typed(
         slider.low, high, slider.start, step=0.01, label=slider.label, info=hint, interactive=slider.trained,
         elem_id=elem_id,
     )  # fmt: skip

@@ -148,6 +148,12 @@ def build(desk: Desk) -> gr.Blocks:
             lambda old, photo, *values: desk.undo(old, photo, values), [kept, edited, *undoing], [undone, control],
             **_LIVE, **_QUIET,
         )  # fmt: skip
+        for slider, shown_by in zip((*desk.asking, *desk.undoing), (*asking, *undoing), strict=True):
+            if not slider.switch:
+                shown_by.release(
+                    _refill(slider.start), None, shown_by,
+                    show_progress="hidden", api_visibility="private", concurrency_limit=None,
+                )  # fmt: skip
         swept.change(desk.grid, [kept, swept], grid, **_LIVE, **_QUIET)
         ask.click(find_out, [kept, edited, *undoing], [reading, *undoing], show_progress="minimal", **_QUIET)
         reset_asking.click(lambda: starts(desk.asking), None, asking, show_progress="hidden", **_QUIET)
@@ -165,6 +171,15 @@ def build(desk: Desk) -> gr.Blocks:
         )
     page.state_session_capacity = min(max(_MEMORY // desk.bytes_kept, 2), _MOST_TABS)
     return page
+
+
+def _refill(start: float) -> Callable[[gr.EventData], Any]:
+    """What a number field that is left empty shows from then on; the browser would take the lowest value."""
+
+    def refilled(left: gr.EventData) -> Any:
+        return start if left._data is None else gr.skip()
+
+    return refilled
 
 
 def _header(desk: Desk) -> str:

@@ -160,6 +160,26 @@ def test_a_slider_changes_what_is_retrieved(visit, folder):
     assert here.pictures("#iwm-acted") == before
 
 
+def test_a_field_is_emptied_and_typed_beyond_an_end(visit, folder):
+    here = visit()
+    here.photograph(folder / "cat.png")
+    box = here.page.locator("#iwm-act-brightness input[type=number]")
+    shown = "#iwm-acted .iwm-verdict"
+    for typed, words, left in (
+        ("1.3", "Asked for brightness x1.30.", "1.3"),
+        ("", "Nothing is asked for yet", "1"),
+        ("9", "Asked for brightness x1.50.", "1.5"),
+        ("-9", "Asked for brightness x0.50.", "0.5"),
+    ):
+        box.fill(typed)
+        here.says(shown, words)
+        box.blur()
+        sync_api.expect(box).to_have_value(left)
+        here.page.wait_for_timeout(500)  # For what the change of the field still asks for.
+        here.says(shown, words)
+    assert here.page.locator(".toast-body").count() == 0
+
+
 def test_keys_are_enough_and_the_last_position_counts(visit, folder):
     here = visit()
     here.choose_by_keys(folder / "cat.png")

@@ -1,15 +1,18 @@
 """The real command: its port, what can be asked of it over HTTP, and its end."""
 
 import http.client
+import io
 import json
 import re
 import socket
 import sys
 import urllib.parse
 import uuid
+from pathlib import Path
 
 import pytest
 
+import iwm.ui
 from iwm.errors import InvalidConfigError, ServerError
 from iwm.ui.server import address_of, check_gradio, listen
 
@@ -121,6 +124,50 @@ def test_an_event_cannot_name_a_file_that_was_not_uploaded(ask, path):
     body = {"data": [file, None, "hue", *sliders, *sliders], "fn_index": event["id"], "session_hash": session}
     joined = ask("/gradio_api/queue/join", "POST", json.dumps(body), **{"Content-Type": "application/json"})
     assert joined == (400, b"Not understood.")
+
+
+def _sent(ask, session, event, data, said=None):
+    """What an event of the page answers, once it is done."""
+    body = {"data": data, "fn_index": event["id"], "session_hash": session, "event_data": said}
+    ask("/gradio_api/queue/join", "POST", json.dumps(body), **{"Content-Type": "application/json"})
+    lines = ask(f"/gradio_api/queue/data?session_hash={session}")[1].decode().splitlines()
+    (done,) = (
+        message for line in lines if line and (message := json.loads(line[6:]))["msg"] == "process_completed"
+    )
+    assert done["success"], done
+    return done["output"]["data"]
+
+
+def test_a_number_field_may_be_empty_or_beyond_an_end(ask, colours):
+    config = json.loads(ask("/config")[1])
+    names = {c["id"]: c["props"].get("elem_id") for c in config["components"]}
+    events = {
+        (names.get(part), kind): event for event in config["dependencies"] for part, kind in event["targets"]
+    }
+    image = io.BytesIO()
+    colours.save(image, "png")
+    form = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%b\r\n--b--\r\n'
+    multipart = {"Content-Type": "multipart/form-data; boundary=b"}
+    (path,) = json.loads(ask("/gradio_api/upload", "POST", form % image.getvalue(), **multipart)[1])
+    file = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+    neutral = [1, 1, 1, 0, False, 0, False]
+    session = uuid.uuid4().hex[:10]
+    _sent(ask, session, events["iwm-photo", "upload"], [file, None, "hue", *neutral, *neutral])
+
+    for tab, inputs in (("act", [None]), ("undo", [None, None])):
+        moved = events[f"iwm-{tab}-brightness", "change"]
+        shown = {
+            value: _sent(ask, session, moved, [*inputs, value, *neutral[1:]])[0]
+            for value in (1, None, 1.5, 9, 0.5, -9)
+        }
+        assert shown[None] == shown[1]
+        assert shown[9] == shown[1.5]
+        assert shown[-9] == shown[0.5]
+        assert len(set(shown.values())) == 3
+        left = events[f"iwm-{tab}-brightness", "release"]
+        assert _sent(ask, session, left, []) == [1]
+        assert _sent(ask, session, left, [], 0.7) == [{"__type__": "update"}]
+    assert not Path(iwm.ui.__file__).with_name("controls.pyi").exists()
 
 
 def _left_in(scratch):
