@@ -23,6 +23,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("photos", type=Path, nargs="+", help="edited photographs")
     options = parser.parse_args()
+    if options.out.resolve() in [
+        path.resolve().parent for path in (options.references / "x", *options.photos)
+    ]:
+        parser.error(f"{options.out} holds the photographs themselves; name another folder.")
 
     model = iwm.load()
     files = list_images(options.references)

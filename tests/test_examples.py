@@ -121,6 +121,13 @@ def test_a_photograph_that_cannot_be_restored_is_named(photos, monkeypatch):
         runpy.run_path(str(EXAMPLES / "restore.py"), run_name="__main__")
 
 
+def test_restore_does_not_write_where_the_photographs_are(photos):
+    before = (photos / "1.jpg").read_bytes()
+    done = _run("restore.py", photos, photos, photos / "1.jpg")
+    assert (done.returncode, "holds the photographs themselves" in done.stderr) == (2, True)
+    assert (photos / "1.jpg").read_bytes() == before
+
+
 def test_explain_edit_repeats_the_edit_in_pixels(photos):
     edit = iwm.Action(brightness=0.7, grayscale=True)
     edit.apply(Image.open(photos / "1.jpg")).save(photos / "edited.png")
