@@ -199,7 +199,7 @@ def stored(make, tmp_path):
 
 def test_an_adapter_is_stored_and_loaded_value_for_value(stored):
     folder, config, adapter = stored
-    assert {path.name for path in folder.iterdir()} == {"config.json", "task-both.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "task-both.safetensors"}
     path = folder / task_file("both")
     assert path.stat().st_size <= max_weight_bytes(config, path.name) < max_weight_bytes(config)
     trained = {name for name, _ in adapter.named_parameters()}

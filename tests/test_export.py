@@ -308,7 +308,7 @@ def test_folders_that_cannot_be_written(model, tmp_path, monkeypatch):
 def test_an_export_replaces_another(model, tmp_path):
     model.export(tmp_path, "onnx", "fp32")
     model.export(tmp_path, "torch", "fp32")
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
 
 
 def test_exports_stay_as_they_are(folder, tmp_path):

@@ -10,7 +10,7 @@ def test_a_torch_export_loads(command, model_folder, tmp_path):
     said = command(
         "export", "--model", model_folder, "--out", out, "--format", "torch", "--json"
     ).json  # fmt: skip
-    assert set(said["bytes"]) == {"config.json", "model.safetensors"}
+    assert set(said["bytes"]) == {"README.md", "config.json", "model.safetensors"}
     assert iwm.load(out).space == iwm.load(model_folder).space
 
 
