@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _QUALITY = 95
 """Of what is written as JPEG or WebP."""
 _COLOURED = ("RGB", "RGBA", "RGBX", "P", "PA")
+"""Modes whose colour profile is one of RGB."""
 _BLOCKS = (0x8769, 0x8825)
 """Of EXIF data: the camera's, and that of the place."""
 _DESCRIPTIVE = frozenset({

@@ -118,6 +118,10 @@ class Index:
         """Patches high and wide."""
         return self._store.about.grid
 
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        """A copy, or what another process is sent, is the library opened again."""
+        return Index.open, (self.path,)
+
     def __len__(self) -> int:
         return self.count()
 

@@ -1,6 +1,8 @@
 """`iwm.Index` against `iwm.Bank`: the same search, from the disk."""
 
+import copy
 import dataclasses
+import pickle
 import sys
 from datetime import datetime
 
@@ -199,6 +201,13 @@ def test_queries_that_cannot_be_compared(filled, model):
     assert [filled.search(nothing, exact=exact).ids for exact in (False, True)] == [[], []]
     with pytest.raises(InvalidConfigError, match="k is 0"):
         filled.search(dataclasses.replace(latent, tokens=torch.zeros(1, 16, 48), grid=(4, 4)), 0)
+
+
+def test_a_library_goes_to_other_processes(filled, model, folder):
+    query = model.encode(sorted(folder.rglob("*.jpg"))[0])
+    for again in (pickle.loads(pickle.dumps(filled)), copy.deepcopy(filled)):
+        assert again.search(query, 3).ids == filled.search(query, 3).ids
+        assert (again.path, again.space, len(again)) == (filled.path, filled.space, len(filled))
 
 
 def test_what_a_library_says_of_itself(filled, library, model):
