@@ -47,10 +47,7 @@ _ODD = ("unreadable", "enlarged")
 
 
 class Task(nn.Module, ABC):
-    """What the loop trains; its forward pass is the loss."""
-
-    may_skip_parameters = False
-    """Whether some steps leave a trained parameter out of the loss."""
+    """What the loop trains; its forward pass is the loss, and every trained parameter is in it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +231,6 @@ class _Trainer:
             self.module = DistributedDataParallel(
                 task,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
-                find_unused_parameters=task.may_skip_parameters,
                 **_NO_BUFFERS,
             )
         if world.is_main:
