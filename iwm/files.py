@@ -18,7 +18,7 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well.
 
-    A link stays, and what it leads to is replaced.
+    Of a link it takes the place too: what that leads to may belong to others, as in the Hub's cache.
 
     Raises:
         SaveError: the disk is full, the folder cannot be written, `path` is a device or a pipe; it is
@@ -27,8 +27,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         check_replaceable(path)
-        if path.is_symlink():
-            path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_short(path.name)}.", suffix=".tmp")
         os.close(handle)

@@ -50,6 +50,8 @@ def may_replace(path: Path) -> bool:
         return MARK in path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return True
+    except OSError:  # Somebody's folder of this name, or a file that may not be read.
+        return False
 
 
 def scores(metrics: Json) -> dict[str, tuple[str, float]]:
